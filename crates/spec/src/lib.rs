@@ -1,0 +1,16 @@
+//! Constants and little-endian wire structures of the virtio specification, version 1.4, a module per
+//! chapter. Nothing here decides anything: the rules live in `queue`, `device` and `vhost`.
+//!
+//! | module | chapter |
+//! |---|---|
+//! | [`status`] | 2.1 Device Status Field |
+//! | [`feature`] | 2.2 Feature Bits, 6 Reserved Feature Bits |
+//! | [`split`] | 2.7 Split Virtqueues |
+//! | [`net`] | 5.1 Network Device |
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod feature;
+pub mod net;
+pub mod split;
+pub mod status;

@@ -1,0 +1,39 @@
+//! The address spaces that meet here, each its own type so that none is taken for another.
+
+use core::fmt;
+
+macro_rules! address {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        pub struct $name(pub u64);
+
+        impl $name {
+            /// The address `offset` bytes further, unless it leaves the address space.
+            pub fn checked_add(self, offset: u64) -> Option<Self> {
+                self.0.checked_add(offset).map(Self)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{}({:#x})", stringify!($name), self.0)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:#x}", self.0)
+            }
+        }
+    };
+}
+
+address! {
+    /// A guest-physical address: what a descriptor holds.
+    Gpa
+}
+address! {
+    /// An address in the front-end's process: how vhost-user messages name rings.
+    FrontendVa
+}

@@ -1,0 +1,101 @@
+//! One area of a ring, resolved to a pointer once: words with the memory ordering in the method's name.
+//!
+//! Offsets are in bytes and come from us (a masked index times an entry's size), never from the peer; one out
+//! of range is a bug of ours and panics. All words are little-endian in memory.
+
+use alloc::sync::Arc;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+
+use crate::Backing;
+
+/// A range of shared memory that holds one area of a ring. It keeps its memory mapped.
+pub struct RingArea {
+    base: NonNull<u8>,
+    len: usize,
+    _backing: Arc<dyn Backing>,
+}
+
+// SAFETY: access is by atomics only, to memory that the backing keeps mapped.
+unsafe impl Send for RingArea {}
+// SAFETY: as for Send; every method takes `&self` and is atomic.
+unsafe impl Sync for RingArea {}
+
+macro_rules! words {
+    ($word:ty, $atomic:ty, $load:ident, $load_acquire:ident, $store:ident, $store_release:ident) => {
+        /// Reads a word with relaxed ordering.
+        #[inline]
+        pub fn $load(&self, offset: usize) -> $word {
+            <$word>::from_le(self.atomic::<$atomic>(offset).load(Ordering::Relaxed))
+        }
+
+        /// Reads a word; what the peer wrote before it published the word is visible after.
+        #[inline]
+        pub fn $load_acquire(&self, offset: usize) -> $word {
+            <$word>::from_le(self.atomic::<$atomic>(offset).load(Ordering::Acquire))
+        }
+
+        /// Writes a word with relaxed ordering.
+        #[inline]
+        pub fn $store(&self, offset: usize, value: $word) {
+            self.atomic::<$atomic>(offset).store(value.to_le(), Ordering::Relaxed);
+        }
+
+        /// Publishes a word: a peer that sees it sees all we wrote before.
+        #[inline]
+        pub fn $store_release(&self, offset: usize, value: $word) {
+            self.atomic::<$atomic>(offset).store(value.to_le(), Ordering::Release);
+        }
+    };
+}
+
+impl RingArea {
+    /// An area of `len` bytes at `base`.
+    ///
+    /// # Safety
+    /// `base` must be valid for reads and writes of `len` bytes, with no Rust reference into that range, for
+    /// as long as `backing` lives.
+    pub(crate) unsafe fn from_raw(base: NonNull<u8>, len: usize, backing: Arc<dyn Backing>) -> Self {
+        Self { base, len, _backing: backing }
+    }
+
+    words!(u16, AtomicU16, load_u16, load_u16_acquire, store_u16, store_u16_release);
+    words!(u32, AtomicU32, load_u32, load_u32_acquire, store_u32, store_u32_release);
+    words!(u64, AtomicU64, load_u64, load_u64_acquire, store_u64, store_u64_release);
+
+    /// Asks the processor to fetch the cache line at `offset`; out of range does nothing.
+    #[inline]
+    pub fn prefetch(&self, offset: usize) {
+        if offset < self.len {
+            // SAFETY: in range, so the pointer stays inside the area.
+            prefetch(unsafe { self.base.add(offset) });
+        }
+    }
+
+    /// The atomic word at `offset`.
+    #[inline]
+    fn atomic<A>(&self, offset: usize) -> &A {
+        assert!(
+            offset < self.len && size_of::<A>() <= self.len - offset,
+            "a ring offset of ours is in range"
+        );
+        // SAFETY: in range, as just checked.
+        let word = unsafe { self.base.add(offset) }.cast::<A>();
+        assert!(word.is_aligned(), "a ring offset of ours is aligned");
+        // SAFETY: in range and aligned; an atomic may be shared with a peer that writes to it; any bit
+        // pattern is valid; `&self` keeps the backing alive. `A` is only ever an atomic integer (`words!`).
+        unsafe { word.as_ref() }
+    }
+}
+
+/// Asks the processor to fetch a cache line.
+#[inline]
+pub(crate) fn prefetch(at: NonNull<u8>) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch is a hint; it does not fault, whatever the address.
+    unsafe {
+        core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(at.as_ptr().cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}

@@ -1,0 +1,40 @@
+//! Every byte that a peer can write, and the only place that touches one.
+//!
+//! ```text
+//! file descriptor ──► Mapping (mmap, SIGBUS guard) ──► Region ──► MemoryTable
+//!                                                                  │      │
+//!                                     RingArea: a ring's area, ◄───┘      └───► ScatterList: buffers of
+//!                                     resolved once per start                    chains, as slices
+//! ```
+//!
+//! No reference (`&T`, `&[u8]`) ever points into such memory: a peer writes to it while we read. What
+//! crosses the border is a copy ([`GuestBuf::read`]), an atomic word ([`RingArea`]), or a raw slice handed to
+//! the kernel ([`io`]). A copy that races with the peer yields some mix of old and new bytes, which is the
+//! peer's own loss; everything read is validated after it was copied, and never read again.
+//!
+//! This crate does not know what a virtqueue is. Without the `std` feature it has no mappings and no files;
+//! regions then come from [`Region::new`].
+#![cfg_attr(not(feature = "std"), no_std)]
+#![allow(unsafe_code, reason = "this crate is the home of unsafe: memory that a peer writes to")]
+
+extern crate alloc;
+
+mod addr;
+mod area;
+mod buf;
+#[cfg(feature = "std")]
+pub mod io;
+#[cfg(feature = "std")]
+mod mapping;
+mod scatter;
+#[cfg(feature = "std")]
+mod sigbus;
+mod table;
+
+pub use addr::{FrontendVa, Gpa};
+pub use area::RingArea;
+pub use buf::{GuestBuf, GuestSlice};
+#[cfg(feature = "std")]
+pub use mapping::{MapError, Mapping};
+pub use scatter::ScatterList;
+pub use table::{Backing, MemoryError, MemoryTable, Region};

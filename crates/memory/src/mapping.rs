@@ -1,0 +1,128 @@
+//! A peer's file, mapped. Unmapped when the last user lets go.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use crate::{Backing, FrontendVa, Gpa, MemoryError, Region, sigbus};
+
+/// Why a region of a file cannot be mapped.
+#[derive(Debug, Error)]
+pub enum MapError {
+    /// The file ends before the region does.
+    #[error("memory region needs bytes {offset}..{end} of its file, which has only {size}")]
+    PastEnd {
+        /// First byte of the region in the file.
+        offset: u64,
+        /// Its end.
+        end: u64,
+        /// The file's size.
+        size: u64,
+    },
+    /// Size and offset add up to more than an address space.
+    #[error("memory region of {len} bytes at file offset {offset} is impossible")]
+    BadRange {
+        /// First byte of the region in the file.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+    /// All places of the SIGBUS guard are taken.
+    #[error("too many memory regions are mapped in this process")]
+    TooMany,
+    /// The kernel refused.
+    #[error("cannot map a memory region: {0}")]
+    Kernel(#[from] io::Error),
+    /// The region's place in the guest's memory is impossible.
+    #[error(transparent)]
+    Region(#[from] MemoryError),
+}
+
+/// A mapped range of a file.
+pub struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+    guard: sigbus::Guard,
+}
+
+// SAFETY: a mapping may be accessed and unmapped from any thread.
+unsafe impl Send for Mapping {}
+// SAFETY: the type gives out its address only; who uses it follows the rules of `Region::new`.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `len` bytes of `file` from `offset` on, shared and writable, as the memory region at `gpa`.
+    ///
+    /// Pages are mapped as they are touched. The file descriptor may be closed after.
+    pub fn region(
+        file: OwnedFd,
+        offset: u64,
+        len: u64,
+        gpa: Gpa,
+        frontend_va: FrontendVa,
+    ) -> Result<Region, MapError> {
+        let bad = MapError::BadRange { offset, len };
+        let Some(end) = offset.checked_add(len) else { return Err(bad) };
+        let file = File::from(file);
+        let meta = file.metadata()?;
+        if !meta.file_type().is_char_device() && end > meta.size() {
+            return Err(MapError::PastEnd { offset, end, size: meta.size() });
+        }
+        // A mapping starts and ends at a page; for a file on hugetlbfs that is the block size.
+        let page = meta.blksize().max(4096);
+        let start = offset - offset % page;
+        let Some(map_len) = end.checked_next_multiple_of(page).map(|e| e - start) else { return Err(bad) };
+        let (Ok(map_len), Ok(start_off)) = (usize::try_from(map_len), libc::off_t::try_from(start)) else {
+            return Err(bad);
+        };
+        if map_len == 0 || isize::try_from(map_len).is_err() {
+            return Err(bad);
+        }
+        let mapping = Self::new(&file, start_off, map_len)?;
+        // SAFETY: `offset - start` is less than a page, and the mapping is at least a page long.
+        let base = unsafe { mapping.base.add((offset - start) as usize) };
+        // SAFETY: the mapping covers `start..end`, so `len` bytes from `base` on; only this crate reaches it,
+        // and never by a reference; the `Arc` keeps it mapped.
+        Ok(unsafe { Region::new(gpa, frontend_va, base, len, Arc::new(mapping)) }?)
+    }
+
+    fn new(file: &File, offset: libc::off_t, len: usize) -> Result<Self, MapError> {
+        sigbus::install()?;
+        let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_NORESERVE);
+        // SAFETY: a new mapping, at an address of the kernel's choice, disturbs no other.
+        let base = unsafe { libc::mmap(ptr::null_mut(), len, prot, flags, file.as_raw_fd(), offset) };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error().into());
+        }
+        // A guest's memory has no place in our core dump. That the kernel may not know the advice is no loss.
+        // SAFETY: the range is the mapping just made.
+        unsafe { libc::madvise(base, len, libc::MADV_DONTDUMP) };
+        let Some(guard) = sigbus::Guard::new(base as usize, len) else {
+            // SAFETY: the mapping just made, which nobody else has seen.
+            unsafe { libc::munmap(base, len) };
+            return Err(MapError::TooMany);
+        };
+        let base = NonNull::new(base.cast()).expect("mmap does not map the null page");
+        Ok(Self { base, len, guard })
+    }
+}
+
+impl Backing for Mapping {
+    fn is_intact(&self) -> bool {
+        !self.guard.has_faulted()
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // The guard lets go first: from here on no fault can be ours.
+        self.guard.release();
+        // SAFETY: the mapping is ours, and its last user is gone.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}

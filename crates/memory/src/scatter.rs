@@ -1,0 +1,94 @@
+//! The buffers of a burst of chains, translated: one flat list of slices, kept from burst to burst so that
+//! taking a chain allocates nothing.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use crate::{Gpa, GuestBuf, GuestSlice, MemoryError, MemoryTable};
+
+/// Slices of one memory table, which the list keeps mapped.
+pub struct ScatterList {
+    table: Arc<MemoryTable>,
+    /// Slices of `table`; the lifetime is the list's own, see [`ScatterList::slices`].
+    slices: Vec<GuestSlice<'static>>,
+    /// The region of the last translation: the next one is most likely there too.
+    hint: usize,
+}
+
+impl ScatterList {
+    /// An empty list with room for `capacity` slices.
+    pub fn with_capacity(capacity: usize) -> Self {
+        Self { table: Arc::default(), slices: Vec::with_capacity(capacity), hint: 0 }
+    }
+
+    /// Makes `table` the one to translate by, which empties the list if it was another.
+    #[inline]
+    pub fn bind(&mut self, table: &Arc<MemoryTable>) {
+        if !Arc::ptr_eq(&self.table, table) {
+            self.slices.clear();
+            self.table = Arc::clone(table);
+            self.hint = 0;
+        }
+    }
+
+    /// Number of slices.
+    pub fn len(&self) -> usize {
+        self.slices.len()
+    }
+
+    /// Whether there is no slice.
+    pub fn is_empty(&self) -> bool {
+        self.slices.is_empty()
+    }
+
+    /// Empties the list.
+    pub fn clear(&mut self) {
+        self.slices.clear();
+    }
+
+    /// Drops the slices from index `len` on.
+    pub fn truncate(&mut self, len: usize) {
+        self.slices.truncate(len);
+    }
+
+    /// Drops the first `n` slices; the others move down by as many.
+    pub fn drop_first(&mut self, n: usize) {
+        self.slices.drain(..n);
+    }
+
+    /// Appends the `len` bytes at `addr`: one slice, or one for each region they lie in.
+    ///
+    /// # Errors
+    /// [`MemoryError::Unmapped`]; slices of a part that is mapped may have been appended.
+    #[inline]
+    pub fn push(&mut self, addr: Gpa, len: u32) -> Result<(), MemoryError> {
+        let unmapped = MemoryError::Unmapped { addr, len: len.into() };
+        let (mut at, mut left) = (addr, u64::from(len));
+        while left > 0 {
+            let (slice, region) = self.table.slice_at(at, left, self.hint).ok_or(unmapped)?;
+            self.hint = region;
+            left -= slice.len() as u64;
+            if left > 0 {
+                at = at.checked_add(slice.len() as u64).ok_or(unmapped)?;
+            }
+            // SAFETY: the slice is valid for as long as the table's region is; `self.table` keeps it, is only
+            // replaced together with the slices (`bind`), and slices leave with the list's lifetime only.
+            let slice = unsafe { GuestSlice::from_raw(slice.as_non_null(), slice.len()) };
+            self.slices.push(slice);
+        }
+        Ok(())
+    }
+
+    /// The slices in `range`.
+    #[inline]
+    pub fn slices(&self, range: Range<usize>) -> &[GuestSlice<'_>] {
+        &self.slices[range]
+    }
+
+    /// The slices in `range` as one buffer.
+    #[inline]
+    pub fn buf(&self, range: Range<usize>) -> GuestBuf<'_> {
+        GuestBuf::new(self.slices(range))
+    }
+}

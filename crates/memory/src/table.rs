@@ -1,0 +1,191 @@
+//! The memory table: which ranges of guest-physical memory exist, and where they are mapped here.
+//!
+//! A table never changes: another one takes its place. Whoever holds an `Arc` of a table can reach its
+//! regions for as long as it holds it, also after the front-end has withdrawn them.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ptr::NonNull;
+
+use thiserror::Error;
+
+use crate::{FrontendVa, Gpa, GuestSlice, RingArea};
+
+/// What keeps a region's memory mapped.
+pub trait Backing: Send + Sync {
+    /// Whether every access so far reached the peer's memory; false after the peer truncated its file.
+    fn is_intact(&self) -> bool;
+}
+
+/// Why an address range cannot be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum MemoryError {
+    /// No region, and no run of adjoining regions, holds the range.
+    #[error("{len} bytes at guest address {addr} are in no memory region")]
+    Unmapped {
+        /// Start of the range.
+        addr: Gpa,
+        /// Its length in bytes.
+        len: u64,
+    },
+    /// No single region holds the range that a ring's area needs.
+    #[error("{len} bytes at front-end address {addr} are in no memory region")]
+    UnmappedArea {
+        /// Start of the range.
+        addr: FrontendVa,
+        /// Its length in bytes.
+        len: u64,
+    },
+    /// The area does not start at a multiple of its alignment.
+    #[error("front-end address {addr} is not a multiple of {align}")]
+    Misaligned {
+        /// Start of the area.
+        addr: FrontendVa,
+        /// What it must be a multiple of.
+        align: u64,
+    },
+    /// Two regions share guest-physical addresses.
+    #[error("memory region at guest address {addr}, {len} bytes, overlaps another")]
+    Overlap {
+        /// Start of the later region.
+        addr: Gpa,
+        /// Its length in bytes.
+        len: u64,
+    },
+    /// A region is empty, or ends past the end of an address space.
+    #[error("memory region at guest address {addr} has an impossible size of {len} bytes")]
+    BadSize {
+        /// Start of the region.
+        addr: Gpa,
+        /// The size given.
+        len: u64,
+    },
+}
+
+/// A range of guest-physical memory, mapped here.
+#[derive(Clone)]
+pub struct Region {
+    gpa: Gpa,
+    frontend_va: FrontendVa,
+    len: u64,
+    base: NonNull<u8>,
+    backing: Arc<dyn Backing>,
+}
+
+// SAFETY: `base` points to shared memory that `backing` keeps mapped; all access goes through atomics or raw
+// copies, which any thread may do.
+unsafe impl Send for Region {}
+// SAFETY: as for Send; a shared `Region` gives no more than an owned one.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// A region of `len` bytes at `base`.
+    ///
+    /// # Safety
+    /// `base` must be valid for reads and writes of `len` bytes, and no Rust reference may point into that
+    /// range, for as long as `backing` lives.
+    pub unsafe fn new(
+        gpa: Gpa,
+        frontend_va: FrontendVa,
+        base: NonNull<u8>,
+        len: u64,
+        backing: Arc<dyn Backing>,
+    ) -> Result<Self, MemoryError> {
+        let fits = |start: u64| start.checked_add(len).is_some();
+        if len == 0 || isize::try_from(len).is_err() || !fits(gpa.0) || !fits(frontend_va.0) {
+            return Err(MemoryError::BadSize { addr: gpa, len });
+        }
+        Ok(Self { gpa, frontend_va, len, base, backing })
+    }
+
+    /// Guest-physical start.
+    pub fn gpa(&self) -> Gpa {
+        self.gpa
+    }
+
+    /// Start in the front-end's address space.
+    pub fn frontend_va(&self) -> FrontendVa {
+        self.frontend_va
+    }
+
+    /// Length in bytes, never 0.
+    #[allow(clippy::len_without_is_empty, reason = "a region is never empty")]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// The slice from `offset` to at most `len` bytes on; `offset` is inside the region.
+    fn slice(&self, offset: u64, len: u64) -> GuestSlice<'_> {
+        let len = len.min(self.len - offset);
+        // SAFETY: `offset < self.len`, so the sum stays inside the mapped range, which fits an isize.
+        let start = unsafe { self.base.add(offset as usize) };
+        // SAFETY: the range lies inside the region; `&self` keeps the backing alive for the slice's lifetime.
+        unsafe { GuestSlice::from_raw(start, len as usize) }
+    }
+}
+
+/// All of a guest's memory, sorted by guest-physical address. Cheap to search: guests have few regions.
+#[derive(Clone, Default)]
+pub struct MemoryTable {
+    regions: Vec<Region>,
+}
+
+impl MemoryTable {
+    /// A table of these regions.
+    ///
+    /// # Errors
+    /// [`MemoryError::Overlap`] if two of them share guest-physical addresses.
+    pub fn new(mut regions: Vec<Region>) -> Result<Self, MemoryError> {
+        regions.sort_by_key(|r| r.gpa);
+        for pair in regions.windows(2) {
+            if pair[1].gpa.0 - pair[0].gpa.0 < pair[0].len {
+                return Err(MemoryError::Overlap { addr: pair[1].gpa, len: pair[1].len });
+            }
+        }
+        Ok(Self { regions })
+    }
+
+    /// The regions, in the order of their guest-physical addresses.
+    pub fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    /// Whether no peer has taken memory away under us; see [`Backing::is_intact`].
+    pub fn is_intact(&self) -> bool {
+        self.regions.iter().all(|r| r.backing.is_intact())
+    }
+
+    /// The slice at `addr`, at most `len` bytes and no further than its region, with the region's index.
+    /// `hint` is the region to try first.
+    pub(crate) fn slice_at(&self, addr: Gpa, len: u64, hint: usize) -> Option<(GuestSlice<'_>, usize)> {
+        let within = |r: &Region| addr.0.wrapping_sub(r.gpa.0) < r.len;
+        let index = match self.regions.get(hint) {
+            Some(region) if within(region) => hint,
+            _ => self.regions.iter().position(within)?,
+        };
+        let region = &self.regions[index];
+        Some((region.slice(addr.0 - region.gpa.0, len), index))
+    }
+
+    /// The area of a ring: `len` bytes at `addr`, all in one region.
+    ///
+    /// # Errors
+    /// [`MemoryError::UnmappedArea`], [`MemoryError::Misaligned`] (also where the mapping here is).
+    pub fn area(&self, addr: FrontendVa, len: usize, align: u64) -> Result<RingArea, MemoryError> {
+        if !addr.0.is_multiple_of(align) {
+            return Err(MemoryError::Misaligned { addr, align });
+        }
+        let unmapped = MemoryError::UnmappedArea { addr, len: len as u64 };
+        let within = |r: &&Region| addr.0.wrapping_sub(r.frontend_va.0) < r.len;
+        let region = self.regions.iter().find(within).ok_or(unmapped)?;
+        let slice = region.slice(addr.0 - region.frontend_va.0, len as u64);
+        if slice.len() < len {
+            return Err(unmapped);
+        }
+        if !(slice.as_ptr() as u64).is_multiple_of(align) {
+            return Err(MemoryError::Misaligned { addr, align });
+        }
+        // SAFETY: the slice covers `len` bytes of the region, and the area keeps the region's backing alive.
+        Ok(unsafe { RingArea::from_raw(slice.as_non_null(), len, Arc::clone(&region.backing)) })
+    }
+}

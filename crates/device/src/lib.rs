@@ -1,0 +1,13 @@
+//! Device models: what a device offers, accepts and answers. Bytes in, decisions out.
+//!
+//! [`status`] is the machine every device goes through: features are negotiated, then the device is live.
+//! [`net`] is the network device: its configuration space, its control commands, and the rules by which the
+//! header of a frame that one driver sent becomes the header that another receives.
+//!
+//! A model knows no file descriptor, no thread, no socket and no clock, and touches no ring: `net` (the crate)
+//! moves the frames.
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod net;
+pub mod status;

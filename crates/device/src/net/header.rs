@@ -1,0 +1,145 @@
+//! From the header a driver sent (5.1.6.2) to the header another receives (5.1.6.4).
+//!
+//! A header is believed as far as it concerns its sender only: a position is checked against the frame before
+//! anything is done with it, and a lie costs the frame.
+
+use ringway_spec::net::{
+    F_CSUM, F_GUEST_CSUM, F_GUEST_ECN, F_GUEST_TSO4, F_GUEST_TSO6, F_HOST_ECN, F_HOST_TSO4, F_HOST_TSO6,
+    F_MTU, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, HDR_F_NEEDS_CSUM, Header,
+};
+use thiserror::Error;
+
+/// Length of an Ethernet header with a VLAN tag: what a frame may have beyond the MTU.
+const ETHERNET_MAX: usize = 18;
+
+/// What a driver negotiated of checksums, segmentation and frame sizes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Offloads {
+    acked: u64,
+    mtu: Option<u16>,
+}
+
+/// Where a checksum has to be completed: the sum of all bytes from `start` on is stored at `at`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Checksum {
+    /// First byte to sum, from the frame's start.
+    pub start: usize,
+    /// Where the two bytes are stored, from the frame's start.
+    pub at: usize,
+}
+
+/// How a frame reaches a receiver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receive {
+    /// The header to deliver; `num_buffers` is 1 until it is known.
+    pub header: Header,
+    /// What the device does before, since the receiver cannot.
+    pub checksum: Option<Checksum>,
+}
+
+/// Why a frame is not delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum HeaderError {
+    /// The sender's header contradicts the frame or the negotiation.
+    #[error("the frame's header is wrong")]
+    Malformed,
+    /// The frame would have to be segmented for this receiver.
+    #[error("the receiver does not take frames to be segmented")]
+    Unsegmentable,
+    /// The frame is longer than the receiver's MTU.
+    #[error("the frame is longer than the receiver's MTU")]
+    TooLong,
+}
+
+impl Offloads {
+    /// By the features acked, and the MTU that the device says.
+    pub fn new(acked: u64, mtu: Option<u16>) -> Self {
+        Self { acked, mtu: mtu.filter(|_| acked & F_MTU != 0) }
+    }
+
+    /// What a port without a driver takes and gives: any frame (the kernel's tap, a sink).
+    pub fn all() -> Self {
+        Self { acked: u64::MAX, mtu: None }
+    }
+
+    /// The features acked.
+    pub fn acked(&self) -> u64 {
+        self.acked
+    }
+
+    /// Checks what the driver with these offloads wrote before a frame of `len` bytes. The result means what it
+    /// says; fields that the driver has no right to set are cleared.
+    ///
+    /// # Errors
+    /// [`HeaderError::Malformed`].
+    pub fn check_sent(&self, sent: Header, len: usize) -> Result<Header, HeaderError> {
+        // Nearly all frames: nothing set, nothing to check.
+        if sent.flags & HDR_F_NEEDS_CSUM == 0 && sent.gso_type == GSO_NONE {
+            return Ok(Header::default());
+        }
+        let mut header = Header::default();
+        if sent.flags & HDR_F_NEEDS_CSUM != 0 && self.has(F_CSUM) {
+            let end = usize::from(sent.csum_start.get()) + usize::from(sent.csum_offset.get()) + 2;
+            if end > len {
+                return Err(HeaderError::Malformed);
+            }
+            header.flags = HDR_F_NEEDS_CSUM;
+            header.csum_start = sent.csum_start;
+            header.csum_offset = sent.csum_offset;
+        }
+        if sent.gso_type != GSO_NONE {
+            let needed = segmentation(sent.gso_type, F_HOST_TSO4, F_HOST_TSO6, F_HOST_ECN);
+            let needed = needed.ok_or(HeaderError::Malformed)?;
+            // A frame to be segmented has its checksum completed per segment (5.1.6.2.1).
+            if !self.has(needed) || header.flags & HDR_F_NEEDS_CSUM == 0 || sent.gso_size.get() == 0 {
+                return Err(HeaderError::Malformed);
+            }
+            header.gso_type = sent.gso_type;
+            header.gso_size = sent.gso_size;
+            header.hdr_len = sent.hdr_len.get().min(len as u16).into();
+        }
+        Ok(header)
+    }
+
+    /// How a frame of `len` bytes, whose checked header is `sent`, reaches a driver with these offloads.
+    ///
+    /// # Errors
+    /// [`HeaderError::Unsegmentable`], [`HeaderError::TooLong`].
+    #[inline]
+    pub fn receive(&self, sent: Header, len: usize) -> Result<Receive, HeaderError> {
+        let mut header = Header { num_buffers: 1.into(), ..sent };
+        if sent.gso_type == GSO_NONE {
+            if self.mtu.is_some_and(|mtu| len > usize::from(mtu) + ETHERNET_MAX) {
+                return Err(HeaderError::TooLong);
+            }
+        } else {
+            let needed = segmentation(sent.gso_type, F_GUEST_TSO4, F_GUEST_TSO6, F_GUEST_ECN);
+            if !needed.is_some_and(|n| self.has(n)) {
+                return Err(HeaderError::Unsegmentable);
+            }
+        }
+        if sent.flags & HDR_F_NEEDS_CSUM == 0 || self.has(F_GUEST_CSUM) {
+            return Ok(Receive { header, checksum: None });
+        }
+        let start = usize::from(sent.csum_start.get());
+        let at = start + usize::from(sent.csum_offset.get());
+        header.flags = 0;
+        header.csum_start = 0.into();
+        header.csum_offset = 0.into();
+        Ok(Receive { header, checksum: Some(Checksum { start, at }) })
+    }
+
+    fn has(&self, features: u64) -> bool {
+        self.acked & features == features
+    }
+}
+
+/// The features that a frame of this type needs, of the four given; `None` for a type unknown.
+fn segmentation(gso_type: u8, tcp4: u64, tcp6: u64, ecn: u64) -> Option<u64> {
+    let base = match gso_type & !GSO_ECN {
+        GSO_TCPV4 => tcp4,
+        GSO_TCPV6 => tcp6,
+        _ => return None,
+    };
+    Some(if gso_type & GSO_ECN == 0 { base } else { base | ecn })
+}

@@ -1,0 +1,215 @@
+use ringway_spec::net::{
+    CTRL_ERR, CTRL_OK, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, HDR_F_NEEDS_CSUM, Header,
+};
+
+use super::*;
+
+const SETTINGS: Settings = Settings { mac: None, mtu: None, max_pairs: 8, segmentation: true };
+
+fn device(acked: u64) -> NetDevice {
+    let mut device = NetDevice::new(Settings { mtu: Some(1500), ..SETTINGS }).unwrap();
+    device.negotiation_mut().ack(acked).unwrap();
+    device
+}
+
+/// [DEV-NET-cfg-01] [DEV-NET-cfg-02] `max_virtqueue_pairs` and `mtu` are in range, or there is no device.
+#[test]
+fn settings_out_of_range_make_no_device() {
+    for mtu in [0, 67] {
+        assert_eq!(
+            NetDevice::new(Settings { mtu: Some(mtu), ..SETTINGS }).unwrap_err(),
+            SettingsError::Mtu(mtu)
+        );
+    }
+    for pairs in [0, 0x8001] {
+        let settings = Settings { max_pairs: pairs, ..SETTINGS };
+        assert_eq!(NetDevice::new(settings).unwrap_err(), SettingsError::Pairs(pairs));
+    }
+    let settings = Settings { mac: Some([0xff; 6]), ..SETTINGS };
+    assert_eq!(NetDevice::new(settings).unwrap_err(), SettingsError::MulticastMac);
+}
+
+/// [DEV-CORE-features-01] [DEV-CORE-reserved-feature-bits-01] [DEV-CORE-reserved-feature-bits-09]
+/// No feature is offered without what it requires; `VERSION_1` always, `SR_IOV` (bit 37) never.
+#[test]
+fn offers_are_complete() {
+    for pairs in [1, 8] {
+        for segmentation in [false, true] {
+            let device = NetDevice::new(Settings { max_pairs: pairs, segmentation, ..SETTINGS }).unwrap();
+            let offered = device.negotiation().offered();
+            for (feature, requires) in REQUIRES.iter().chain(&[(F_MQ, F_CTRL_VQ)]) {
+                assert!(offered & feature == 0 || offered & requires != 0);
+            }
+            assert_ne!(offered & feature::VERSION_1, 0);
+            assert_eq!(offered & (1 << 37), 0);
+            assert_eq!(offered & F_HOST_TSO4 != 0, segmentation);
+        }
+    }
+}
+
+/// [DEV-CORE-device-configuration-space-01] The configuration reads the same before and after negotiation, at
+/// any offset and length.
+#[test]
+fn config_is_readable_from_the_start() {
+    let settings = Settings { mac: Some([2, 1, 2, 3, 4, 5]), mtu: Some(9000), ..SETTINGS };
+    let device = NetDevice::new(settings).unwrap();
+    let whole = [2, 1, 2, 3, 4, 5, 1, 0, 8, 0, 0x28, 0x23, 0, 0, 0, 0];
+    for offset in 0..whole.len() {
+        let mut bytes = [0xaa; 4];
+        device.read_config(offset, &mut bytes);
+        let mut wanted = [0; 4];
+        for (i, byte) in wanted.iter_mut().enumerate() {
+            *byte = whole.get(offset + i).copied().unwrap_or(0);
+        }
+        assert_eq!(bytes, wanted, "at {offset}");
+    }
+    let mut bytes = [1; 3];
+    device.read_config(usize::MAX, &mut bytes);
+    assert_eq!(bytes, [0; 3]);
+}
+
+/// The control queue is the last, wherever the negotiation puts it.
+#[test]
+fn roles_follow_the_negotiation() {
+    let with_mq = device(F_MQ | F_CTRL_VQ);
+    assert_eq!(with_mq.role(0), Role::Receive(0));
+    assert_eq!(with_mq.role(1), Role::Transmit(0));
+    assert_eq!(with_mq.role(2), Role::Receive(1));
+    assert_eq!(with_mq.role(16), Role::Control);
+    assert_eq!(device(F_CTRL_VQ).role(2), Role::Control);
+    assert_eq!(device(F_MQ).role(2), Role::Receive(1));
+    assert_eq!(device(F_MQ).role(16), Role::Receive(8));
+}
+
+/// [DEV-NET-automatic-receive-steering-in-multiqueue-mode-01] One pair after reset, then what the driver says,
+/// within the offer.
+#[test]
+fn the_pairs_command_is_checked() {
+    let mut device = device(F_MQ | F_CTRL_VQ);
+    assert_eq!(device.active_pairs(), 1);
+    assert_eq!(device.control(&[4, 0, 8, 0]), CTRL_OK);
+    assert_eq!(device.active_pairs(), 8);
+    for wrong in
+        [&[4, 0, 0, 0][..], &[4, 0, 9, 0], &[4, 0, 1], &[4, 0, 1, 0, 0], &[4, 1, 1, 0], &[0, 0, 1], &[]]
+    {
+        assert_eq!(device.control(wrong), CTRL_ERR, "{wrong:?}");
+        assert_eq!(device.active_pairs(), 8);
+    }
+    device.reset();
+    device.negotiation_mut().ack(F_MQ | F_CTRL_VQ).unwrap();
+    assert_eq!(device.active_pairs(), 1);
+    device.reset();
+    device.negotiation_mut().ack(F_MQ).unwrap();
+    assert_eq!(device.active_pairs(), 8, "without a control queue the transport decides");
+}
+
+/// [DEV-CORE-features-02] What needs a checksum offload is refused without it.
+#[test]
+fn segmentation_needs_checksums() {
+    let mut device = NetDevice::new(SETTINGS).unwrap();
+    assert!(device.negotiation_mut().ack(F_HOST_TSO4).is_err());
+    assert!(device.negotiation_mut().ack(F_GUEST_TSO6).is_err());
+    device.negotiation_mut().ack(F_GUEST_TSO6 | F_GUEST_CSUM | F_HOST_TSO4 | F_CSUM).unwrap();
+}
+
+fn partial(start: u16, offset: u16) -> Header {
+    Header {
+        flags: HDR_F_NEEDS_CSUM,
+        csum_start: start.into(),
+        csum_offset: offset.into(),
+        ..Header::default()
+    }
+}
+
+/// [DEV-NET-packet-transmission-01] [DEV-NET-packet-transmission-02] Unknown flags are ignored, and positions
+/// without `NEEDS_CSUM` are not looked at.
+#[test]
+fn a_header_without_needs_csum_says_nothing() {
+    let sent =
+        Header { flags: 0xfe, csum_start: 60000.into(), csum_offset: 60000.into(), ..Header::default() };
+    assert_eq!(device(F_CSUM).offloads().check_sent(sent, 60), Ok(Header::default()));
+}
+
+/// A lie about the checksum's place costs the frame.
+#[test]
+fn a_checksum_outside_of_the_frame_is_malformed() {
+    let offloads = device(F_CSUM).offloads();
+    assert_eq!(offloads.check_sent(partial(34, 16), 52), Ok(partial(34, 16)));
+    for (start, offset) in [(34, 17), (65535, 65535), (0, 51), (52, 0)] {
+        assert_eq!(offloads.check_sent(partial(start, offset), 52), Err(HeaderError::Malformed));
+    }
+    let without = device(0).offloads();
+    assert_eq!(
+        without.check_sent(partial(65535, 65535), 52),
+        Ok(Header::default()),
+        "not negotiated, not used"
+    );
+}
+
+/// [DEV-NET-packet-transmission-08] A type that was not negotiated, is unknown, or comes without its checksum
+/// or its size is malformed.
+#[test]
+fn segmentation_is_checked() {
+    let all = F_CSUM | F_HOST_TSO4 | F_HOST_TSO6 | F_HOST_ECN;
+    let gso = |gso_type| Header { gso_type, gso_size: 1448.into(), hdr_len: 54.into(), ..partial(34, 16) };
+    let ok = |acked, header: Header| device(acked).offloads().check_sent(header, 3000).is_ok();
+    assert!(ok(all, gso(GSO_TCPV4)));
+    assert!(ok(all, gso(GSO_TCPV6 | GSO_ECN)));
+    assert!(!ok(F_CSUM | F_HOST_TSO4, gso(GSO_TCPV6)));
+    assert!(!ok(F_CSUM | F_HOST_TSO4, gso(GSO_TCPV4 | GSO_ECN)));
+    for unknown in [2, 3, 5, 0x20, 0x40, 0x60 | GSO_TCPV4, 0x7f] {
+        assert!(!ok(all, gso(unknown)), "{unknown}");
+    }
+    assert!(!ok(all, Header { flags: 0, ..gso(GSO_TCPV4) }));
+    assert!(!ok(all, Header { gso_size: 0.into(), ..gso(GSO_TCPV4) }));
+}
+
+/// [DEV-NET-processing-of-incoming-packets-05] [DEV-NET-processing-of-incoming-packets-01]
+/// [DEV-NET-processing-of-incoming-packets-16] [DEV-NET-processing-of-incoming-packets-17]
+/// A partial checksum goes on to who can complete it, and is completed for who cannot.
+#[test]
+fn checksums_are_passed_on_or_completed() {
+    let sent = partial(34, 16);
+    let passed = device(F_GUEST_CSUM).offloads().receive(sent, 100).unwrap();
+    assert_eq!(passed, Receive { header: Header { num_buffers: 1.into(), ..sent }, checksum: None });
+    let completed = device(0).offloads().receive(sent, 100).unwrap();
+    assert_eq!(completed.header, Header { num_buffers: 1.into(), ..Header::default() });
+    assert_eq!(completed.checksum, Some(Checksum { start: 34, at: 50 }));
+}
+
+/// [DEV-NET-processing-of-incoming-packets-06] [DEV-NET-processing-of-incoming-packets-08]
+/// [DEV-NET-processing-of-incoming-packets-12] [DEV-NET-processing-of-incoming-packets-20]
+/// [DEV-NET-processing-of-incoming-packets-21] A frame to be segmented reaches only who negotiated its type.
+#[test]
+fn segmentation_is_passed_on_only_if_negotiated() {
+    let gso = |gso_type| Header { gso_type, gso_size: 1448.into(), ..partial(34, 16) };
+    let receive = |acked, gso_type| device(acked).offloads().receive(gso(gso_type), 3000);
+    let (four, six) = (F_GUEST_CSUM | F_GUEST_TSO4, F_GUEST_CSUM | F_GUEST_TSO6);
+    let got = receive(four, GSO_TCPV4).unwrap().header;
+    assert_eq!((got.gso_type, got.flags, got.gso_size.get()), (GSO_TCPV4, HDR_F_NEEDS_CSUM, 1448));
+    assert!(receive(six, GSO_TCPV6).is_ok());
+    for (acked, gso_type) in
+        [(0, GSO_TCPV4), (six, GSO_TCPV4), (four, GSO_TCPV6), (four, GSO_TCPV4 | GSO_ECN)]
+    {
+        assert_eq!(receive(acked, gso_type), Err(HeaderError::Unsegmentable), "{acked:#x} {gso_type}");
+    }
+    let plain = device(four).offloads().receive(Header::default(), 60).unwrap();
+    assert_eq!(plain.header.gso_type, GSO_NONE);
+}
+
+/// [DEV-NET-cfg-05] [DEV-NET-cfg-06] The MTU binds if it was negotiated, Ethernet header and VLAN tag apart.
+#[test]
+fn frames_longer_than_the_mtu_are_not_delivered() {
+    let frame = Header::default();
+    assert!(device(F_MTU).offloads().receive(frame, 1518).is_ok());
+    assert_eq!(device(F_MTU).offloads().receive(frame, 1519), Err(HeaderError::TooLong));
+    assert!(device(0).offloads().receive(frame, 9000).is_ok());
+}
+
+/// The header of a legacy driver lacks `num_buffers` unless it merges buffers.
+#[test]
+fn header_lengths() {
+    assert_eq!(header_len(0), 10);
+    assert_eq!(header_len(F_MRG_RXBUF), 12);
+    assert_eq!(header_len(feature::VERSION_1), 12);
+}

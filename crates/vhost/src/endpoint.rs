@@ -1,0 +1,263 @@
+//! A place where front-ends attach, one at a time: a listening socket, or a path to connect to.
+//!
+//! ```text
+//!            a front-end connects (or we reach it)
+//!   waiting ───────────────────────────────────────► attached
+//!      ▲                                                │
+//!      └── it closes, breaks the protocol, is cut off ──┘
+//! ```
+//!
+//! The owner polls [`Endpoint::interests`] and calls [`Endpoint::turn`] when one is ready or
+//! [`Endpoint::next_try`] has come. Nothing here waits.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::event::PollFlags;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use tracing::{debug, info, warn};
+
+use crate::backend::{Device, Session, SessionError};
+use crate::socket::{Socket, SocketError};
+
+/// How long a client waits before it tries to connect again.
+const RETRY: Duration = Duration::from_millis(500);
+/// Messages handled before other endpoints get their turn.
+const MESSAGES_PER_TURN: usize = 64;
+
+/// Where front-ends come from.
+pub enum Source {
+    /// They connect to us. The socket's file is removed in the end, if we made it.
+    Listen(UnixListener, Option<SocketFile>),
+    /// We connect to them.
+    Connect(PathBuf),
+    /// One is connected already, and no other will be.
+    Connected(UnixStream),
+    /// The connected one has been and gone.
+    Spent,
+}
+
+impl Source {
+    /// Listens at `path`. The file of a socket on which nobody listens any more is replaced.
+    ///
+    /// # Errors
+    /// The kernel's; `AddrInUse` if somebody listens, or if the file is no socket.
+    pub fn listen(path: &Path) -> io::Result<Self> {
+        let in_use = |why: &str| Err(io::Error::new(io::ErrorKind::AddrInUse, why.to_owned()));
+        if let Ok(meta) = std::fs::symlink_metadata(path) {
+            if !meta.file_type().is_socket() {
+                return in_use("a file that is no socket is in the way");
+            }
+            match connect(path) {
+                // A listener whose backlog is full is a listener too.
+                Ok(_) | Err(Errno::AGAIN) => return in_use("another program listens there"),
+                Err(Errno::CONNREFUSED) => std::fs::remove_file(path)?,
+                Err(e) => return Err(e.into()),
+            }
+        }
+        let listener = UnixListener::bind(path)?;
+        listener.set_nonblocking(true)?;
+        Ok(Self::Listen(listener, Some(SocketFile(path.to_owned()))))
+    }
+}
+
+/// The file of a socket that we made; removed when dropped.
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Connects without waiting, not even for a listener whose backlog is full.
+fn connect(path: &Path) -> Result<UnixStream, Errno> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket.into())
+}
+
+enum State<D: Device> {
+    Waiting(D),
+    Attached(Session<D>, Socket),
+    /// Between two states, inside a method.
+    Moving,
+}
+
+/// A device and the place where front-ends attach to it.
+pub struct Endpoint<D: Device> {
+    name: String,
+    source: Source,
+    state: State<D>,
+    next_try: Instant,
+    /// The last failure to connect has been told.
+    told: bool,
+}
+
+impl<D: Device> Endpoint<D> {
+    /// `name` is how the user calls it.
+    pub fn new(name: String, source: Source, device: D) -> Self {
+        Self { name, source, state: State::Waiting(device), next_try: Instant::now(), told: false }
+    }
+
+    /// How the user calls it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The device.
+    pub fn device(&self) -> &D {
+        match &self.state {
+            State::Waiting(device) => device,
+            State::Attached(session, _) => session.device(),
+            State::Moving => unreachable!("no method returns in this state"),
+        }
+    }
+
+    /// Whether a front-end is attached.
+    pub fn is_attached(&self) -> bool {
+        matches!(self.state, State::Attached(..))
+    }
+
+    /// Whether no front-end will come any more.
+    pub fn is_spent(&self) -> bool {
+        matches!((&self.source, &self.state), (Source::Spent, State::Waiting(_)))
+    }
+
+    /// What to poll for.
+    pub fn interests(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
+        let listener = match &self.source {
+            Source::Listen(listener, _) => Some((listener.as_fd(), PollFlags::IN)),
+            _ => None,
+        };
+        let socket = match &self.state {
+            State::Attached(_, socket) => {
+                let out = if socket.has_unsent() { PollFlags::OUT } else { PollFlags::empty() };
+                Some((socket.as_fd(), PollFlags::IN | out))
+            }
+            _ => None,
+        };
+        listener.into_iter().chain(socket)
+    }
+
+    /// When to call [`Endpoint::turn`] even if nothing is ready.
+    pub fn next_try(&self) -> Option<Instant> {
+        let waits = matches!(self.state, State::Waiting(_));
+        (waits && matches!(self.source, Source::Connect(_) | Source::Connected(_))).then_some(self.next_try)
+    }
+
+    /// Does what can be done now.
+    pub fn turn(&mut self) {
+        // The session first: a front-end that has gone makes room for one that waits.
+        self.serve();
+        match &mut self.source {
+            Source::Listen(listener, _) => match listener.accept() {
+                Ok((stream, _)) => self.attach(stream),
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(e) => warn!("port {}: cannot accept a front-end: {e}", self.name),
+            },
+            Source::Connect(path) => {
+                if matches!(self.state, State::Waiting(_)) && Instant::now() >= self.next_try {
+                    self.next_try = Instant::now() + RETRY;
+                    match connect(path) {
+                        Ok(stream) => self.attach(stream),
+                        Err(e) if !self.told => {
+                            self.told = true;
+                            info!("port {}: {}: {e}; trying on", self.name, path.display());
+                        }
+                        Err(_) => {}
+                    }
+                }
+            }
+            Source::Spent => {}
+            Source::Connected(_) => {
+                if let Source::Connected(stream) = std::mem::replace(&mut self.source, Source::Spent) {
+                    self.attach(stream);
+                }
+            }
+        }
+    }
+
+    /// Ends the session, if there is one, for a reason of the data path.
+    pub fn cut_off(&mut self, reason: &str) {
+        if self.is_attached() {
+            warn!("port {}: session ended: {reason}", self.name);
+            self.detach();
+        }
+    }
+
+    fn attach(&mut self, stream: UnixStream) {
+        if self.is_attached() {
+            // One vhost-user socket is one device. A front-end that finds it taken is told by the close.
+            warn!("port {}: a second front-end was turned away, one is attached", self.name);
+            return;
+        }
+        match Socket::new(stream) {
+            Ok(socket) => {
+                info!("port {}: front-end attached", self.name);
+                self.told = false;
+                if let State::Waiting(device) = std::mem::replace(&mut self.state, State::Moving) {
+                    self.state = State::Attached(Session::new(device), socket);
+                }
+                self.serve();
+            }
+            Err(e) => warn!("port {}: {e}", self.name),
+        }
+    }
+
+    fn detach(&mut self) {
+        self.state = match std::mem::replace(&mut self.state, State::Moving) {
+            State::Attached(session, _) => State::Waiting(session.end()),
+            other => other,
+        };
+        self.next_try = Instant::now();
+    }
+
+    /// Handles the messages that have arrived.
+    fn serve(&mut self) {
+        let State::Attached(session, socket) = &mut self.state else { return };
+        match exchange(session, socket) {
+            Ok(()) => {}
+            Err(Ended::Socket(SocketError::Closed)) => {
+                info!("port {}: front-end detached", self.name);
+                self.detach();
+            }
+            Err(Ended::Socket(SocketError::Io(e))) if e.kind() == io::ErrorKind::ConnectionReset => {
+                info!("port {}: front-end gone", self.name);
+                self.detach();
+            }
+            Err(Ended::Socket(e)) => self.cut_off(&e.to_string()),
+            Err(Ended::Session(e)) => self.cut_off(&e.to_string()),
+        }
+    }
+}
+
+enum Ended {
+    Socket(SocketError),
+    Session(SessionError),
+}
+
+impl From<SocketError> for Ended {
+    fn from(error: SocketError) -> Self {
+        Self::Socket(error)
+    }
+}
+
+fn exchange<D: Device>(session: &mut Session<D>, socket: &mut Socket) -> Result<(), Ended> {
+    socket.flush()?;
+    for _ in 0..MESSAGES_PER_TURN {
+        let Some(message) = socket.receive()? else { return Ok(()) };
+        if let Some(reply) = session.handle(message).map_err(Ended::Session)? {
+            socket.send(&reply)?;
+        }
+    }
+    debug!("a front-end sends message after message; others get their turn");
+    Ok(())
+}

@@ -1,0 +1,23 @@
+//! vhost-user: the protocol by which a front-end (QEMU, User-Mode Linux, DPDK …) hands the data path of a
+//! virtio device to a back-end process: memory, rings and event file descriptors over a Unix socket.
+//!
+//! ```text
+//!  socket bytes ──► message::Request ──► backend::Session ──► backend::Device (start, stop, enable a vring)
+//!       ▲                                       │
+//!       └───────────────── reply ◄──────────────┘
+//! ```
+//!
+//! [`message`] is the codec: bytes in, typed requests out, no I/O. [`socket`] moves bytes and file descriptors
+//! without ever blocking. [`backend`] is the protocol's state machine. [`endpoint`] is a socket that waits for
+//! front-ends, one after the other. No module knows what kind of device it serves.
+//!
+//! Source: QEMU's `docs/interop/vhost-user.rst`.
+#![forbid(unsafe_code)]
+
+pub mod backend;
+pub mod endpoint;
+pub mod message;
+pub mod socket;
+mod vring;
+
+pub use vring::{Notifier, Running};

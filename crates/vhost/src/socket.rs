@@ -1,0 +1,203 @@
+//! The socket of a session: whole messages in, replies out, never waiting.
+//!
+//! A message is read in two steps, its header and then its payload, no byte further: file descriptors come
+//! with the first byte of a header and so are never taken for those of the next message. What has arrived of
+//! a message is kept until the rest does.
+
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::io::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags};
+use thiserror::Error;
+
+use crate::message::{HEADER_LEN, Header, MAX_FDS, MessageError};
+
+/// Room for more file descriptors than a message may have, so that too many are seen and closed.
+const FDS_ROOM: usize = 32;
+/// Replies that wait for a front-end to read them, in bytes; one that does not read is cut off.
+const MAX_UNSENT: usize = 64 * 1024;
+
+/// Why the session's socket is of no more use.
+#[derive(Debug, Error)]
+pub enum SocketError {
+    /// The front-end closed it, between two messages.
+    #[error("the front-end closed the connection")]
+    Closed,
+    /// The front-end closed it, inside a message.
+    #[error("the front-end closed the connection inside a message")]
+    Truncated,
+    /// More file descriptors than any message has.
+    #[error("a message came with more than {MAX_FDS} file descriptors")]
+    TooManyFds,
+    /// The bytes are no message.
+    #[error(transparent)]
+    Message(#[from] MessageError),
+    /// The front-end does not read what it asked for.
+    #[error("the front-end does not read the replies")]
+    Unread,
+    /// The kernel's error.
+    #[error("socket: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl From<Errno> for SocketError {
+    fn from(errno: Errno) -> Self {
+        Self::Io(errno.into())
+    }
+}
+
+/// A message, whole.
+#[derive(Debug)]
+pub struct Message {
+    /// Its header.
+    pub header: Header,
+    /// Its payload.
+    pub payload: Vec<u8>,
+    /// The file descriptors that came with it.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// A connected socket.
+pub struct Socket {
+    stream: UnixStream,
+    head: [u8; HEADER_LEN],
+    head_len: usize,
+    header: Option<Header>,
+    payload: Vec<u8>,
+    payload_len: usize,
+    fds: Vec<OwnedFd>,
+    unsent: Vec<u8>,
+}
+
+impl Socket {
+    /// Takes over a connected stream.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn new(stream: UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self {
+            stream,
+            head: [0; HEADER_LEN],
+            head_len: 0,
+            header: None,
+            payload: Vec::new(),
+            payload_len: 0,
+            fds: Vec::new(),
+            unsent: Vec::new(),
+        })
+    }
+
+    /// Reads what has arrived, up to one message; `None` if that is not whole yet.
+    ///
+    /// # Errors
+    /// [`SocketError`]; the socket is of no more use then.
+    pub fn receive(&mut self) -> Result<Option<Message>, SocketError> {
+        loop {
+            let header = if let Some(header) = self.header {
+                header
+            } else {
+                if self.head_len < HEADER_LEN {
+                    match self.receive_head()? {
+                        0 => return Ok(None),
+                        n => self.head_len += n,
+                    }
+                    continue;
+                }
+                let header = Header::decode(self.head)?;
+                self.payload.resize(header.payload_len(), 0);
+                *self.header.insert(header)
+            };
+            if self.payload_len < self.payload.len() {
+                match self.receive_payload()? {
+                    0 => return Ok(None),
+                    n => self.payload_len += n,
+                }
+                continue;
+            }
+            self.header = None;
+            self.head_len = 0;
+            self.payload_len = 0;
+            let payload = std::mem::take(&mut self.payload);
+            return Ok(Some(Message { header, payload, fds: std::mem::take(&mut self.fds) }));
+        }
+    }
+
+    /// Reads bytes of a header, with file descriptors; 0 if there is nothing now.
+    fn receive_head(&mut self) -> Result<usize, SocketError> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_ROOM))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut bytes = [IoSliceMut::new(&mut self.head[self.head_len..])];
+        let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+        let received = match rustix::net::recvmsg(&self.stream, &mut bytes, &mut control, flags) {
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(0),
+            other => other?,
+        };
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = message {
+                self.fds.extend(fds);
+            }
+        }
+        if received.flags.contains(ReturnFlags::CTRUNC) || self.fds.len() > MAX_FDS {
+            return Err(SocketError::TooManyFds);
+        }
+        match received.bytes {
+            0 if self.head_len == 0 => Err(SocketError::Closed),
+            0 => Err(SocketError::Truncated),
+            n => Ok(n),
+        }
+    }
+
+    /// Reads bytes of a payload; 0 if there is nothing now.
+    fn receive_payload(&mut self) -> Result<usize, SocketError> {
+        match rustix::net::recv(&self.stream, &mut self.payload[self.payload_len..], RecvFlags::DONTWAIT) {
+            Err(Errno::AGAIN | Errno::INTR) => Ok(0),
+            Err(other) => Err(other.into()),
+            Ok((0, _)) => Err(SocketError::Truncated),
+            Ok((n, _)) => Ok(n),
+        }
+    }
+
+    /// Sends a reply, or keeps what the socket does not take now for [`Socket::flush`].
+    ///
+    /// # Errors
+    /// [`SocketError::Unread`] if too much has been kept already, [`SocketError::Io`].
+    pub fn send(&mut self, reply: &[u8]) -> Result<(), SocketError> {
+        if self.unsent.len() + reply.len() > MAX_UNSENT {
+            return Err(SocketError::Unread);
+        }
+        self.unsent.extend_from_slice(reply);
+        self.flush()
+    }
+
+    /// Sends what is kept.
+    ///
+    /// # Errors
+    /// [`SocketError::Io`].
+    pub fn flush(&mut self) -> Result<(), SocketError> {
+        while !self.unsent.is_empty() {
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            match rustix::net::send(&self.stream, &self.unsent, flags) {
+                Ok(n) => drop(self.unsent.drain(..n)),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break,
+                Err(other) => return Err(other.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether replies are kept, to be sent when the socket is writable.
+    pub fn has_unsent(&self) -> bool {
+        !self.unsent.is_empty()
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}

@@ -1,0 +1,89 @@
+//! A guest port as its session sees it: the device that the driver negotiates with, and the way to the worker.
+
+use std::sync::{Arc, Mutex};
+
+use ringway_device::net::NetDevice;
+use ringway_queue::ResumeState;
+use ringway_vhost::backend::Device;
+use ringway_vhost::message::protocol_feature;
+use ringway_vhost::{Notifier, Running};
+
+use crate::port::guest::lock;
+use crate::worker::{Command, Mailbox};
+
+/// The network device of one port, on the control thread.
+pub struct GuestDevice {
+    port: usize,
+    device: Arc<Mutex<NetDevice>>,
+    worker: Mailbox,
+    mtu: Option<u16>,
+}
+
+impl GuestDevice {
+    /// The device of the worker's port `port`, which the worker was given too.
+    pub fn new(port: usize, device: Arc<Mutex<NetDevice>>, mtu: Option<u16>, worker: Mailbox) -> Self {
+        Self { port, device, worker, mtu }
+    }
+}
+
+impl Device for GuestDevice {
+    fn features(&self) -> u64 {
+        lock(&self.device).negotiation().offered()
+    }
+
+    fn protocol_features(&self) -> u64 {
+        protocol_feature::CONFIG | if self.mtu.is_some() { protocol_feature::MTU } else { 0 }
+    }
+
+    fn max_queues(&self) -> u16 {
+        lock(&self.device).max_queues()
+    }
+
+    fn queue_num(&self) -> u64 {
+        lock(&self.device).max_pairs().into()
+    }
+
+    fn ack_features(&mut self, features: u64) -> Result<(), String> {
+        lock(&self.device).negotiation_mut().ack(features).map_err(|e| e.to_string())
+    }
+
+    fn status(&self) -> u8 {
+        lock(&self.device).negotiation().status().bits()
+    }
+
+    fn set_status(&mut self, status: u8) {
+        lock(&self.device).negotiation_mut().write_status(status);
+    }
+
+    fn reset(&mut self) {
+        lock(&self.device).reset();
+        self.worker.send(Command::Forget { port: self.port });
+    }
+
+    fn read_config(&self, offset: usize, to: &mut [u8]) {
+        lock(&self.device).read_config(offset, to);
+    }
+
+    fn set_mtu(&mut self, mtu: u64) -> bool {
+        self.mtu.is_some_and(|most| mtu <= most.into())
+    }
+
+    fn start_vring(&mut self, index: u16, vring: Running) {
+        self.worker.send(Command::Start { port: self.port, index, vring });
+    }
+
+    fn stop_vring(&mut self, index: u16) -> ResumeState {
+        let (reply, answer) = std::sync::mpsc::sync_channel(1);
+        self.worker.send(Command::Stop { port: self.port, index, reply });
+        // The worker answers between two bursts. Without one there is nothing to resume.
+        answer.recv().unwrap_or_default()
+    }
+
+    fn enable_vring(&mut self, index: u16, enabled: bool) {
+        self.worker.send(Command::Enable { port: self.port, index, enabled });
+    }
+
+    fn set_call(&mut self, index: u16, call: Notifier) {
+        self.worker.send(Command::SetCall { port: self.port, index, call });
+    }
+}

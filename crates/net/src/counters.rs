@@ -1,0 +1,127 @@
+//! What a worker counts. Each counter has one writer, its worker, and may be read at any time.
+//!
+//! Frames add up: what came from a port was delivered to others, or is named by a reason.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A number that one thread increases and any may read.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`; only the worker that owns the counter does.
+    #[inline]
+    pub fn add(&self, n: u64) {
+        // One writer: a load and a store do, without the cost of a locked instruction.
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// The value now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! drops {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+        /// Why a frame went nowhere.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[repr(usize)]
+        pub enum DropReason {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl DropReason {
+            /// Every reason.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The reason as the counters print it.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+drops! {
+    /// Counted at the receiver: it gave no buffers.
+    NoBuffer = "no-buffer",
+    /// Counted at the receiver: no front-end is attached, or its rings do not run.
+    NotReady = "not-ready",
+    /// Counted at the receiver: longer than its MTU, or than its buffer without merging.
+    TooLong = "too-long",
+    /// Counted at the receiver: would have to be segmented.
+    Unsegmentable = "unsegmentable",
+    /// Counted at the sender: too short for a frame, or a header that contradicts it.
+    Malformed = "malformed",
+    /// Counted at the sender: its ring is not enabled.
+    Disabled = "disabled",
+    /// Counted at the sender: the destination is on the port that it came from, there is no other port, or the
+    /// address belongs to the link.
+    Filtered = "filtered",
+}
+
+/// The counters of a port. "From" and "to" are seen from the switch: frames from the port's guest or tap, and
+/// frames to it.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Frames taken from the port.
+    pub from_frames: Counter,
+    /// Their bytes, headers of the transport apart.
+    pub from_bytes: Counter,
+    /// Frames delivered to the port.
+    pub to_frames: Counter,
+    /// Their bytes.
+    pub to_bytes: Counter,
+    /// Copies made of frames delivered to the port.
+    pub copies: Counter,
+    /// Times the worker woke up because the driver kicked.
+    pub kicks: Counter,
+    /// Times the driver was called.
+    pub calls: Counter,
+    /// System calls made for the port: calls, reads and writes of a tap.
+    pub syscalls: Counter,
+    /// Front-ends that attached and started a ring.
+    pub sessions: Counter,
+    /// Rings that failed.
+    pub failures: Counter,
+    drops: [Counter; DropReason::ALL.len()],
+}
+
+impl Counters {
+    /// Counts a frame that went nowhere.
+    #[inline]
+    pub fn count_drop(&self, reason: DropReason) {
+        self.drops[reason as usize].add(1);
+    }
+
+    /// How many frames went nowhere for this reason.
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.drops[reason as usize].get()
+    }
+}
+
+impl fmt::Display for Counters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "from {} frames {} bytes, to {} frames {} bytes, copies {}, kicks {}, calls {}, syscalls {}, \
+             sessions {}, failed rings {}, dropped",
+            self.from_frames.get(),
+            self.from_bytes.get(),
+            self.to_frames.get(),
+            self.to_bytes.get(),
+            self.copies.get(),
+            self.kicks.get(),
+            self.calls.get(),
+            self.syscalls.get(),
+            self.sessions.get(),
+            self.failures.get(),
+        )?;
+        for &reason in DropReason::ALL {
+            write!(f, " {} {}", reason.name(), self.dropped(reason))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,63 @@
+use super::*;
+use ringway_memory::GuestSlice;
+
+fn hash(mut bytes: Vec<u8>) -> u32 {
+    let slices = [GuestSlice::from_mut(&mut bytes)];
+    flow_hash(GuestBuf::new(&slices))
+}
+
+#[test]
+fn macs_are_read_and_written() {
+    let mac: Mac = "02:00:5e:10:fF:01".parse().unwrap();
+    assert_eq!(mac.0, [2, 0, 0x5e, 0x10, 0xff, 1]);
+    assert_eq!(mac.to_string(), "02:00:5e:10:ff:01");
+    for wrong in [
+        "",
+        "02:00:5e:10:ff",
+        "02:00:5e:10:ff:01:02",
+        "2:0:0:0:0:1",
+        "02-00-5e-10-ff-01",
+        "02:00:5e:10:ff:0g",
+    ] {
+        assert!(wrong.parse::<Mac>().is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn tags_are_read() {
+    let mut bytes = vec![1; 6];
+    bytes.extend([2; 6]);
+    bytes.extend([0x81, 0, 0xe0, 5, 8, 0]);
+    assert_eq!(Ethernet::parse(&bytes).unwrap().vlan, 5);
+    bytes[12] = 0x88;
+    assert_eq!(Ethernet::parse(&bytes).unwrap().vlan, 0);
+    assert!(Ethernet::parse(&bytes[..13]).is_none());
+}
+
+/// Every prefix of a frame has a hash, and what belongs to a flow changes it while other bytes do not.
+#[test]
+fn flows_are_told_apart() {
+    let mut udp = vec![0xff; 12];
+    udp.extend([8, 0, 0x45, 0, 0, 40, 1, 1, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 1, 2, 3, 4, 9, 9]);
+    for len in 0..udp.len() {
+        hash(udp[..len].to_vec());
+    }
+    let with = |at: usize, value: u8| {
+        let mut other = udp.clone();
+        other[at] = value;
+        hash(other)
+    };
+    let same = hash(udp.clone());
+    assert_eq!(with(18, 77), same, "the datagram's number is no part of the flow");
+    assert_eq!(with(38, 77), same, "nor is the payload");
+    for at in [23, 26, 30, 34, 37] {
+        assert_ne!(with(at, 77), same, "byte {at}");
+    }
+    let fragments = [with(20, 0x20), {
+        let mut f = udp.clone();
+        f[20] = 0x20;
+        f[34] = 77;
+        hash(f)
+    }];
+    assert_eq!(fragments[0], fragments[1], "a fragment's payload is not its ports");
+}

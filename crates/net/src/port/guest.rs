@@ -1,0 +1,405 @@
+//! A port with a guest behind it: the running rings of one vhost-user session.
+//!
+//! Frames from the guest are taken by the worker (it must look at where they go); frames to the guest are
+//! written here. Receive chains are taken ahead of need, a burst at a time, and wait in [`RxQueue`]; they are
+//! given back when the ring stops.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+
+use ringway_device::net::{HeaderError, NetDevice, Offloads, Role, header_len};
+use ringway_memory::{GuestBuf, GuestSlice};
+use ringway_queue::{Burst, Chain, DeviceQueue, QueueError, ResumeState};
+use ringway_spec::net::{CTRL_ERR, F_MRG_RXBUF};
+use ringway_vhost::{Notifier, Running};
+use zerocopy::IntoBytes;
+
+use crate::counters::{Counters, DropReason};
+use crate::frame::{Frame, flow_hash};
+use crate::offload;
+
+/// How many receive chains are taken ahead.
+const RX_BURST: usize = 64;
+/// The longest control command that is looked at; those the device knows are shorter.
+const MAX_COMMAND: usize = 64;
+
+/// The rings of a guest, by their role.
+pub(crate) struct GuestPort {
+    pub(crate) counters: Arc<Counters>,
+    /// Shared with the session: the driver negotiates there and sends control commands here.
+    device: Arc<Mutex<NetDevice>>,
+    /// By the number of the pair.
+    pub(crate) tx: Vec<Option<Vring>>,
+    rx: Vec<Option<RxQueue>>,
+    control: Option<(u16, Vring)>,
+    /// The receive queues that frames may go to now.
+    steering: Vec<usize>,
+    offloads: Offloads,
+    header_len: usize,
+    can_merge: bool,
+}
+
+/// A running ring.
+pub(crate) struct Vring {
+    pub(crate) queue: DeviceQueue,
+    pub(crate) kick: Option<OwnedFd>,
+    call: Notifier,
+    err: Notifier,
+    pub(crate) enabled: bool,
+    /// The ring failed: it is not looked at until the session stops it.
+    pub(crate) failed: bool,
+}
+
+impl From<Running> for Vring {
+    fn from(running: Running) -> Self {
+        let Running { queue, kick, call, err, enabled } = running;
+        Self { queue, kick, call, err, enabled, failed: false }
+    }
+}
+
+impl Vring {
+    /// Publishes what was completed, and calls the driver if it asked.
+    #[inline]
+    pub(crate) fn publish(&mut self, counters: &Counters) {
+        if self.queue.publish() && self.call.notify() {
+            counters.calls.add(1);
+            counters.syscalls.add(1);
+        }
+    }
+
+    /// Notes that the ring is of no more use, and tells the front-end.
+    pub(crate) fn fail(&mut self, counters: &Counters) {
+        self.failed = true;
+        self.err.notify();
+        counters.failures.add(1);
+    }
+}
+
+/// A running receive ring, with chains taken ahead.
+struct RxQueue {
+    vring: Vring,
+    ahead: Burst,
+    /// Something was completed and not yet published.
+    is_dirty: bool,
+}
+
+/// Why a frame was not delivered: a reason to count, or a ring that failed.
+#[derive(Debug)]
+pub(crate) enum Undelivered {
+    Dropped(DropReason),
+    Failed(u16, QueueError),
+}
+
+impl From<DropReason> for Undelivered {
+    fn from(reason: DropReason) -> Self {
+        Self::Dropped(reason)
+    }
+}
+
+impl From<HeaderError> for DropReason {
+    fn from(error: HeaderError) -> Self {
+        match error {
+            HeaderError::Malformed => Self::Malformed,
+            HeaderError::Unsegmentable => Self::Unsegmentable,
+            HeaderError::TooLong => Self::TooLong,
+        }
+    }
+}
+
+impl GuestPort {
+    pub(crate) fn new(device: Arc<Mutex<NetDevice>>, counters: Arc<Counters>) -> Self {
+        let pairs = usize::from(lock(&device).max_pairs());
+        Self {
+            counters,
+            device,
+            tx: (0..pairs).map(|_| None).collect(),
+            rx: (0..pairs).map(|_| None).collect(),
+            control: None,
+            steering: Vec::new(),
+            offloads: Offloads::default(),
+            header_len: 0,
+            can_merge: false,
+        }
+    }
+
+    /// Whether a ring runs.
+    pub(crate) fn is_attached(&self) -> bool {
+        self.control.is_some() || self.tx.iter().any(Option::is_some) || self.rx.iter().any(Option::is_some)
+    }
+
+    /// What the guest negotiated for its frames.
+    pub(crate) fn offloads(&self) -> Offloads {
+        self.offloads
+    }
+
+    /// Length of the header before each frame.
+    pub(crate) fn header_len(&self) -> usize {
+        self.header_len
+    }
+
+    // Set-up, on behalf of the session
+
+    /// A ring runs from now on.
+    pub(crate) fn start(&mut self, index: u16, running: Running) {
+        let device = lock(&self.device);
+        let role = device.role(index);
+        self.offloads = device.offloads();
+        let acked = device.negotiation().acked();
+        drop(device);
+        self.header_len = header_len(acked);
+        self.can_merge = acked & F_MRG_RXBUF != 0;
+        let mut vring = Vring::from(running);
+        vring.queue.suppress();
+        match role {
+            Role::Receive(pair) => {
+                let queue = RxQueue { vring, ahead: Burst::default(), is_dirty: false };
+                self.rx[usize::from(pair)] = Some(queue);
+            }
+            Role::Transmit(pair) => self.tx[usize::from(pair)] = Some(vring),
+            Role::Control => self.control = Some((index, vring)),
+        }
+        self.steer();
+    }
+
+    /// A ring stops; its state to resume from.
+    pub(crate) fn stop(&mut self, index: u16) -> ResumeState {
+        let vring = if self.control.as_ref().is_some_and(|(at, _)| *at == index) {
+            self.control.take().map(|(_, vring)| vring)
+        } else if index.is_multiple_of(2) {
+            self.rx[usize::from(index / 2)].take().map(|mut rx| {
+                rx.vring.queue.rewind(&mut rx.ahead);
+                rx.vring
+            })
+        } else {
+            self.tx[usize::from(index / 2)].take()
+        };
+        self.steer();
+        let mut vring = vring.expect("the session stops only rings it started");
+        vring.publish(&self.counters);
+        vring.queue.stop()
+    }
+
+    /// The running ring of this index.
+    fn vring_mut(&mut self, index: u16) -> Option<&mut Vring> {
+        match &mut self.control {
+            Some((at, vring)) if *at == index => Some(vring),
+            _ if index.is_multiple_of(2) => {
+                self.rx.get_mut(usize::from(index / 2))?.as_mut().map(|rx| &mut rx.vring)
+            }
+            _ => self.tx.get_mut(usize::from(index / 2))?.as_mut(),
+        }
+    }
+
+    pub(crate) fn enable(&mut self, index: u16, enabled: bool) {
+        if let Some(vring) = self.vring_mut(index) {
+            vring.enabled = enabled;
+        }
+        self.steer();
+    }
+
+    pub(crate) fn set_call(&mut self, index: u16, call: Notifier) {
+        if let Some(vring) = self.vring_mut(index) {
+            vring.call = call;
+        }
+    }
+
+    /// The kick file descriptor of a running ring.
+    pub(crate) fn kick(&mut self, index: u16) -> Option<&OwnedFd> {
+        self.vring_mut(index)?.kick.as_ref()
+    }
+
+    /// Finds anew which receive queues frames may go to.
+    fn steer(&mut self) {
+        let active = usize::from(lock(&self.device).active_pairs());
+        let is_open =
+            |rx: &Option<RxQueue>| rx.as_ref().is_some_and(|rx| rx.vring.enabled && !rx.vring.failed);
+        let pairs = self.rx.iter().enumerate().take(active);
+        self.steering = pairs.filter(|(_, rx)| is_open(rx)).map(|(pair, _)| pair).collect();
+    }
+
+    /// Every running ring that has not failed, with its index.
+    pub(crate) fn vrings(&mut self) -> impl Iterator<Item = (u16, &mut Vring)> {
+        let rx = (0..).step_by(2).zip(&mut self.rx).filter_map(|(i, rx)| Some((i, &mut rx.as_mut()?.vring)));
+        let tx = (1..).step_by(2).zip(&mut self.tx).filter_map(|(i, tx)| Some((i, tx.as_mut()?)));
+        let control = self.control.as_mut().map(|(i, vring)| (*i, vring));
+        rx.chain(tx).chain(control).filter(|(_, vring)| !vring.failed)
+    }
+
+    // Control commands
+
+    /// Carries out the control commands that are available; returns how many.
+    pub(crate) fn serve_control(&mut self, burst: &mut Burst) -> Result<usize, QueueError> {
+        let Some((_, vring)) = &mut self.control else { return Ok(0) };
+        if vring.failed {
+            return Ok(0);
+        }
+        let count = vring.queue.take(burst, 16)?;
+        while let Some(chain) = burst.next() {
+            let mut command = [0; MAX_COMMAND];
+            let len = chain.readable().read(&mut command);
+            let is_whole = len == chain.readable().len();
+            let answer = if is_whole { lock(&self.device).control(&command[..len]) } else { CTRL_ERR };
+            let written = chain.writable().write(&[answer]);
+            vring.queue.complete(chain, written as u32);
+        }
+        if count > 0 {
+            vring.publish(&self.counters);
+            self.steer();
+        }
+        Ok(count)
+    }
+
+    /// The control ring's index, if it runs.
+    pub(crate) fn control_index(&self) -> Option<u16> {
+        self.control.as_ref().map(|(index, _)| *index)
+    }
+
+    // Frames to the guest
+
+    /// Whether a receive queue is open.
+    pub(crate) fn can_receive(&self) -> bool {
+        !self.steering.is_empty()
+    }
+
+    /// Writes a frame to the guest. It sees it after [`GuestPort::publish`].
+    #[inline]
+    pub(crate) fn deliver(&mut self, frame: Frame<'_>, scratch: &mut Vec<u8>) -> Result<(), Undelivered> {
+        let pair = match self.steering[..] {
+            [] => return Err(DropReason::NotReady.into()),
+            [only] => only,
+            ref several => several[flow_hash(frame.data) as usize % several.len()],
+        };
+        let len = frame.data.len();
+        let receive = self.offloads.receive(frame.header, len).map_err(DropReason::from)?;
+        let Some(rx) = &mut self.rx[pair] else { return Err(DropReason::NotReady.into()) };
+        let mut header = receive.header;
+        let header_len = self.header_len;
+        let mut put = |data: GuestBuf<'_>| {
+            let count = rx.reserve(header_len + len, self.can_merge)?;
+            header.num_buffers = (count as u16).into();
+            rx.write(count, &header.as_bytes()[..header_len], data, frame.addresses.as_ref());
+            Ok(())
+        };
+        let result = match receive.checksum {
+            None => put(frame.data),
+            Some(checksum) => match offload::complete_checksum(frame.data, checksum, scratch) {
+                None => return Err(DropReason::TooLong.into()),
+                Some(bytes) => {
+                    self.counters.copies.add(1);
+                    put(GuestBuf::new(&[GuestSlice::from_mut(bytes)]))
+                }
+            },
+        };
+        result.map_err(|e| match e {
+            Refused::NoBuffer => Undelivered::Dropped(DropReason::NoBuffer),
+            Refused::TooLong => Undelivered::Dropped(DropReason::TooLong),
+            Refused::Failed(error) => Undelivered::Failed(pair as u16 * 2, error),
+        })?;
+        self.counters.to_frames.add(1);
+        self.counters.to_bytes.add(len as u64);
+        self.counters.copies.add(1);
+        Ok(())
+    }
+
+    /// Publishes what was delivered since the last call, and calls the driver where it asked.
+    #[inline]
+    pub(crate) fn publish(&mut self) {
+        for rx in self.rx.iter_mut().flatten() {
+            if std::mem::take(&mut rx.is_dirty) {
+                rx.vring.publish(&self.counters);
+            }
+        }
+    }
+
+    /// A ring failed: it is not used until the session stops it.
+    pub(crate) fn fail(&mut self, index: u16) {
+        let counters = Arc::clone(&self.counters);
+        if let Some(vring) = self.vring_mut(index) {
+            vring.fail(&counters);
+        }
+        if index.is_multiple_of(2)
+            && let Some(Some(rx)) = self.rx.get_mut(usize::from(index / 2))
+        {
+            rx.vring.queue.rewind(&mut rx.ahead);
+        }
+        self.steer();
+    }
+}
+
+/// Why a ring cannot take a frame.
+enum Refused {
+    NoBuffer,
+    TooLong,
+    Failed(QueueError),
+}
+
+impl RxQueue {
+    /// Finds room for `len` bytes in the chains that come next; returns how many these are. Takes more chains
+    /// as needed, and uses none.
+    #[inline]
+    fn reserve(&mut self, len: usize, can_merge: bool) -> Result<usize, Refused> {
+        loop {
+            let mut room = 0;
+            for (count, writable) in self.ahead.writable_lens().enumerate() {
+                room += writable as usize;
+                if room >= len {
+                    return Ok(count + 1);
+                }
+                if !can_merge {
+                    return Err(Refused::TooLong);
+                }
+            }
+            if self.ahead.len() >= usize::from(self.vring.queue.size()) {
+                // All the driver can give at once is not enough.
+                return Err(Refused::TooLong);
+            }
+            match self.vring.queue.take(&mut self.ahead, RX_BURST) {
+                Ok(0) => return Err(Refused::NoBuffer),
+                Ok(_) => {}
+                Err(error) => return Err(Refused::Failed(error)),
+            }
+        }
+    }
+
+    /// Writes header and frame to the next `count` chains, which have room for them.
+    #[inline]
+    fn write(&mut self, count: usize, header: &[u8], data: GuestBuf<'_>, addresses: Option<&[u8; 12]>) {
+        let mut header = Some(header);
+        let mut left = data;
+        for _ in 0..count {
+            let Some(chain) = self.ahead.next() else { break };
+            let mut room = chain.writable();
+            let mut written = 0;
+            // The first chain begins with the header; a driver may give less room than that (it should not),
+            // and then the header goes on in the next.
+            if let Some(bytes) = header.take() {
+                written += room.write(bytes);
+                room = room.advance(written);
+                if written < bytes.len() {
+                    header = Some(&bytes[written..]);
+                }
+            }
+            if header.is_none() {
+                let at = data.len() - left.len();
+                let copied = left.copy_to(room);
+                if let Some(rest) = addresses.and_then(|a| a.get(at..)) {
+                    room.truncate(copied).write(rest);
+                }
+                left = left.advance(copied);
+                written += copied;
+            }
+            complete(&mut self.vring.queue, chain, written);
+        }
+        self.is_dirty = true;
+    }
+}
+
+fn complete(queue: &mut DeviceQueue, chain: Chain<'_>, written: usize) {
+    queue.complete(chain, written as u32);
+}
+
+/// The device, which the session and the worker share. A panic of either leaves it whole: no method does more
+/// than set fields.
+pub(crate) fn lock(device: &Mutex<NetDevice>) -> std::sync::MutexGuard<'_, NetDevice> {
+    device.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

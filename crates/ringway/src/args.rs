@@ -1,0 +1,261 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand};
+use ringway_net::Mac;
+
+/// Gives virtual machines their network over vhost-user sockets.
+///
+/// A virtual machine attaches with a vhost-user network device whose socket is a port of ringway, and with its
+/// memory shared. For QEMU:
+///
+///   qemu-system-x86_64 … -machine q35,memory-backend=mem \
+///     -object memory-backend-memfd,id=mem,size=1G,share=on \
+///     -chardev socket,id=c0,path=/run/ringway/a,reconnect-ms=1000 \
+///     -netdev vhost-user,id=n0,chardev=c0 -device virtio-net-pci,netdev=n0
+///
+/// Log messages go to standard error; `RINGWAY_LOG=info` or `=debug` shows more of them.
+#[derive(Parser, Debug)]
+#[command(version, verbatim_doc_comment)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    Switch(Switch),
+    Net(Net),
+}
+
+/// An Ethernet switch whose ports are vhost-user sockets
+///
+/// It learns which addresses are behind which port, floods frames to unknown and to all stations, and forgets
+/// an address after 300 seconds. A guest may come, go, crash or reboot without the others' noticing; its port
+/// then waits for the next. SIGUSR1 prints the counters of every port, SIGTERM ends the program.
+///
+/// Two guests and the host:
+///
+///   ringway switch --port a=/run/ringway/a --port b=/run/ringway/b --uplink tap:tap0
+#[derive(ClapArgs, Debug)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Switch {
+    /// A port: its name and the path of its socket
+    ///
+    /// Options follow, each after a comma: mac=ADDRESS and mtu=BYTES are what the device tells its driver (a
+    /// front-end such as QEMU may say otherwise), queues=N is the most queue pairs (8), client connects to the
+    /// socket instead of listening there, and tries on until it succeeds.
+    #[arg(
+        long = "port",
+        value_name = "NAME=SOCKET[,mac=ADDRESS][,mtu=BYTES][,queues=N][,client]",
+        required = true
+    )]
+    pub(crate) ports: Vec<PortArg>,
+
+    /// A further port: a tap interface of this host, created if it does not exist
+    #[arg(long, value_name = "tap:IFNAME", value_parser = tap)]
+    pub(crate) uplink: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) worker: Worker,
+}
+
+/// One network device, by the conventions of QEMU's back-end programs
+///
+/// The device's frames go to the uplink and come from there.
+///
+///   ringway net --socket-path=/run/ringway/a --uplink=tap:tap0
+#[derive(ClapArgs, Debug)]
+#[command(verbatim_doc_comment, group(ArgGroup::new("socket").args(["socket_path", "fd"])))]
+pub(crate) struct Net {
+    /// Listen at this path
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket_path: Option<PathBuf>,
+
+    /// Use this inherited file descriptor, a listening or a connected socket
+    #[arg(long, value_name = "N")]
+    pub(crate) fd: Option<i32>,
+
+    /// Where the frames go
+    ///
+    /// tap:IFNAME is an interface of this host, created if it does not exist. The others are for tests and
+    /// benchmarks: sink reads frames and drops them; echo returns each frame with its addresses swapped;
+    /// generate[:SIZE] sends broadcast frames of SIZE bytes (60) as fast as the guest takes them.
+    #[arg(long, value_name = "tap:IFNAME|sink|echo|generate[:SIZE]", default_value = "sink")]
+    pub(crate) uplink: Uplink,
+
+    /// MAC address that the device tells its driver
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) mac: Option<Mac>,
+
+    /// MTU that the device tells its driver, in bytes
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) mtu: Option<u16>,
+
+    /// The most queue pairs
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_QUEUES, value_parser = queues)]
+    pub(crate) queues: u16,
+
+    /// Print what this program can do as JSON, and exit
+    #[arg(long)]
+    pub(crate) print_capabilities: bool,
+
+    #[command(flatten)]
+    pub(crate) worker: Worker,
+}
+
+/// How the worker works.
+#[derive(ClapArgs, Debug)]
+pub(crate) struct Worker {
+    /// How long to go on polling when there is nothing to do, before sleeping
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 50, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
+    pub(crate) busy_poll: u64,
+}
+
+/// The most queue pairs of a device, if nothing else is said.
+const DEFAULT_QUEUES: u16 = 8;
+/// The most that may be said: a vring is named by 8 bits, and one is the control queue.
+const MAX_QUEUES: u16 = 127;
+/// Size of generated frames in bytes, if nothing else is said: the shortest on a wire, its checksum apart.
+const DEFAULT_FRAME: usize = 60;
+const FRAME_SIZES: std::ops::RangeInclusive<usize> = 60..=65535;
+
+/// A port of the switch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PortArg {
+    pub(crate) name: String,
+    pub(crate) socket: PathBuf,
+    pub(crate) mac: Option<Mac>,
+    pub(crate) mtu: Option<u16>,
+    pub(crate) queues: u16,
+    pub(crate) client: bool,
+}
+
+impl FromStr for PortArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.split(',');
+        let (name, socket) = parts
+            .next()
+            .and_then(|p| p.split_once('='))
+            .filter(|(name, socket)| !name.is_empty() && !socket.is_empty())
+            .ok_or("it begins with NAME=SOCKET")?;
+        let (name, socket) = (name.to_owned(), socket.into());
+        let mut port = Self { name, socket, mac: None, mtu: None, queues: DEFAULT_QUEUES, client: false };
+        for part in parts {
+            match part.split_once('=') {
+                Some(("mac", value)) => port.mac = Some(value.parse()?),
+                Some(("mtu", value)) => {
+                    port.mtu =
+                        Some(value.parse().map_err(|_| format!("mtu={value} is not a number of bytes"))?);
+                }
+                Some(("queues", value)) => port.queues = queues(value)?,
+                None if part == "client" => port.client = true,
+                _ => return Err(format!("{part:?} is none of mac=ADDRESS, mtu=BYTES, queues=N, client")),
+            }
+        }
+        Ok(port)
+    }
+}
+
+/// The uplink of a single device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Uplink {
+    Tap(String),
+    Sink,
+    Echo,
+    Generate(usize),
+}
+
+impl FromStr for Uplink {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "sink" => Ok(Self::Sink),
+            None if text == "echo" => Ok(Self::Echo),
+            None if text == "generate" => Ok(Self::Generate(DEFAULT_FRAME)),
+            Some(("generate", size)) => match size.parse() {
+                Ok(size) if FRAME_SIZES.contains(&size) => Ok(Self::Generate(size)),
+                _ => Err(format!("{size:?} is not a size from 60 to 65535 bytes")),
+            },
+            Some(("tap", _)) => tap(text).map(Self::Tap),
+            _ => Err("it is tap:IFNAME, sink, echo or generate[:SIZE]".into()),
+        }
+    }
+}
+
+/// The interface of `tap:IFNAME`.
+fn tap(text: &str) -> Result<String, String> {
+    match text.strip_prefix("tap:") {
+        Some(name) if !name.is_empty() => Ok(name.to_owned()),
+        _ => Err("it is tap:IFNAME".into()),
+    }
+}
+
+fn queues(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(n @ 1..=MAX_QUEUES) => Ok(n),
+        _ => Err(format!("{text:?} is not a number of queue pairs from 1 to {MAX_QUEUES}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn ports_are_read() {
+        let port: PortArg = "a=/run/a.sock".parse().unwrap();
+        assert_eq!((port.name.as_str(), port.socket.to_str(), port.queues), ("a", Some("/run/a.sock"), 8));
+        let port: PortArg = "b=s,client,mac=02:00:00:00:00:01,mtu=9000,queues=2".parse().unwrap();
+        assert_eq!((port.client, port.mtu, port.queues), (true, Some(9000), 2));
+        assert_eq!(port.mac, Some(Mac([2, 0, 0, 0, 0, 1])));
+        for wrong in [
+            "",
+            "a",
+            "=s",
+            "a=",
+            "a=s,",
+            "a=s,mac=1",
+            "a=s,mtu=x",
+            "a=s,queues=0",
+            "a=s,queues=128",
+            "a=s,clint",
+        ] {
+            assert!(wrong.parse::<PortArg>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn uplinks_are_read() {
+        assert_eq!("generate".parse(), Ok(Uplink::Generate(60)));
+        assert_eq!("generate:1514".parse(), Ok(Uplink::Generate(1514)));
+        assert_eq!("tap:tap0".parse(), Ok(Uplink::Tap("tap0".into())));
+        for wrong in ["", "tap", "tap:", "sink:1", "generate:59", "generate:65536", "generate:x", "echo:"] {
+            assert!(wrong.parse::<Uplink>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn capabilities_need_nothing_else() {
+        let args = Args::try_parse_from(["ringway", "net", "--print-capabilities"]).unwrap();
+        assert!(matches!(args.command, Command::Net(Net { print_capabilities: true, .. })));
+    }
+
+    /// [VU-BE-backend-program-conventions-07] [VU-BE-backend-program-conventions-08]
+    #[test]
+    fn path_and_fd_exclude_each_other() {
+        assert!(Args::try_parse_from(["ringway", "net", "--socket-path=/s", "--fd=3"]).is_err());
+    }
+}

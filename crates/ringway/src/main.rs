@@ -1,0 +1,35 @@
+//! `ringway`: a vhost-user server that gives virtual machines their network.
+//!
+//! The program is thin: [`args`] is the command line, [`setup`] turns it into ports and a worker, [`serve`] is
+//! the control thread's loop. What moves frames is the `net` crate; what speaks to front-ends is `vhost`.
+
+mod args;
+mod inherit;
+mod serve;
+mod setup;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let args = args::Args::parse();
+    let filter = EnvFilter::try_from_env("RINGWAY_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let result = match args.command {
+        args::Command::Switch(args) => setup::switch(&args),
+        args::Command::Net(args) if args.print_capabilities => {
+            print!("{}", setup::capabilities());
+            Ok(())
+        }
+        args::Command::Net(args) => setup::net(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ringway: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

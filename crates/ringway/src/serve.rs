@@ -1,0 +1,132 @@
+//! The control thread: front-ends attach and talk, signals come, the worker tells what went wrong.
+
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use ringway_net::Event;
+use ringway_net::control::GuestDevice;
+use ringway_net::worker::Worker;
+use ringway_vhost::endpoint::Endpoint;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use tracing::{error, warn};
+
+/// The longest wait at a time.
+const MAX_WAIT: Duration = Duration::from_mins(1);
+
+/// Signals, as file descriptors to poll.
+struct Signals {
+    end: UnixStream,
+    print: UnixStream,
+}
+
+impl Signals {
+    fn install() -> std::io::Result<Self> {
+        let pipe = |signals: &[i32]| {
+            let (read, write) = UnixStream::pair()?;
+            read.set_nonblocking(true)?;
+            for &signal in signals {
+                signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
+            }
+            Ok::<_, std::io::Error>(read)
+        };
+        Ok(Self { end: pipe(&[SIGTERM, SIGINT])?, print: pipe(&[SIGUSR1])? })
+    }
+}
+
+/// Serves until a signal ends it, or until no front-end can come any more. Prints the counters in the end.
+pub(crate) fn serve(
+    mut endpoints: Vec<Endpoint<GuestDevice>>,
+    worker: &Worker,
+    names: &[String],
+) -> Result<()> {
+    let signals = Signals::install().context("cannot install signal handlers")?;
+    loop {
+        for endpoint in &mut endpoints {
+            endpoint.turn();
+        }
+        while let Some(event) = worker.next_event() {
+            obey(event, &mut endpoints, names);
+        }
+        if endpoints.iter().all(Endpoint::is_spent) {
+            break;
+        }
+        wait(&endpoints, worker, &signals).context("cannot wait for events")?;
+        if has_come(&signals.end) {
+            break;
+        }
+        if has_come(&signals.print) {
+            print_counters(worker, names);
+        }
+    }
+    // Front-ends are let go before the counters are read: nothing moves any more.
+    drop(endpoints);
+    print_counters(worker, names);
+    Ok(())
+}
+
+/// Waits until something is ready, or an endpoint wants its turn.
+fn wait(endpoints: &[Endpoint<GuestDevice>], worker: &Worker, signals: &Signals) -> rustix::io::Result<()> {
+    let own = [signals.end.as_fd(), signals.print.as_fd(), worker.event_fd()];
+    let mut fds: Vec<_> = endpoints
+        .iter()
+        .flat_map(Endpoint::interests)
+        .chain(own.map(|fd| (fd, PollFlags::IN)))
+        .map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags))
+        .collect();
+    let limit = endpoints.iter().filter_map(Endpoint::next_try).min().map(|at| {
+        let left = at.saturating_duration_since(Instant::now()).min(MAX_WAIT);
+        Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() }
+    });
+    match poll(&mut fds, limit.as_ref()) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn has_come(mut signal: &UnixStream) -> bool {
+    let mut bytes = [0; 16];
+    matches!(signal.read(&mut bytes), Ok(1..))
+}
+
+/// Acts on what the worker tells. Each is one line of the log.
+fn obey(event: Event, endpoints: &mut [Endpoint<GuestDevice>], names: &[String]) {
+    match event {
+        Event::QueueFailed { port, index, error } => {
+            warn!("port {}: vring {index} is stopped until the driver resets it: {error}", names[port]);
+        }
+        Event::MemoryFault { port } => {
+            if let Some(endpoint) = endpoints.get_mut(port) {
+                endpoint.cut_off("the front-end took away memory that it had shared");
+            }
+        }
+        Event::TapFailed { port, error } => error!("port {}: the interface is gone: {error}", names[port]),
+    }
+}
+
+/// Prints the counters of every port, and what they come to.
+fn print_counters(worker: &Worker, names: &[String]) {
+    let ports = worker.port_counters();
+    let mut text = String::new();
+    for (name, counters) in names.iter().zip(ports) {
+        _ = writeln!(text, "port {name}: {counters}");
+    }
+    let sum = |of: fn(&ringway_net::counters::Counters) -> u64| ports.iter().map(|c| of(c)).sum::<u64>();
+    let frames = sum(|c| c.to_frames.get());
+    let syscalls = sum(|c| c.syscalls.get()) + worker.counters().waits.get();
+    #[allow(clippy::cast_precision_loss, reason = "a ratio for people")]
+    let per_frame = |n: u64| n as f64 / frames.max(1) as f64;
+    _ = writeln!(
+        text,
+        "all: delivered {frames} frames, copies per frame {:.3}, syscalls per frame {:.3}",
+        per_frame(sum(|c| c.copies.get())),
+        per_frame(syscalls),
+    );
+    // Whoever reads it may be gone.
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+}

@@ -1,0 +1,206 @@
+//! `ringway` itself, as a test runs it: a process with sockets in a directory of its own, and counters.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
+
+use crate::process::Process;
+
+/// How long a socket may take to appear.
+const START: Duration = Duration::from_secs(10);
+
+/// A running `ringway`. Dropped, it is killed and its directory removed.
+pub struct Server {
+    process: Process,
+    /// Outlives the process.
+    dir: tempfile::TempDir,
+}
+
+impl Server {
+    /// Starts `program switch` with a port for each name; the socket of port `a` is [`Server::socket`]`("a")`.
+    /// `extra` are further arguments.
+    pub fn switch(program: &Path, ports: &[&str], extra: &[&str]) -> Result<Self> {
+        let dir = tempfile::tempdir().context("make a directory for sockets")?;
+        let mut command = Command::new(program);
+        command.arg("switch");
+        for port in ports {
+            // Options of a port follow its name after a comma.
+            let (name, options) =
+                port.split_once(',').map_or((*port, String::new()), |(n, o)| (n, format!(",{o}")));
+            command.arg(format!("--port={name}={}{options}", socket(dir.path(), name).display()));
+        }
+        let names: Vec<_> = ports.iter().map(|p| p.split(',').next().unwrap_or(p)).collect();
+        Self::start(command.args(extra), dir, &names)
+    }
+
+    /// Starts `program net` on the socket [`Server::socket`]`("net")`.
+    pub fn net(program: &Path, uplink: &str, extra: &[&str]) -> Result<Self> {
+        let dir = tempfile::tempdir().context("make a directory for sockets")?;
+        let mut command = Command::new(program);
+        command.arg("net").arg(format!("--socket-path={}", socket(dir.path(), "net").display()));
+        command.arg(format!("--uplink={uplink}")).args(extra);
+        Self::start(&mut command, dir, &["net"])
+    }
+
+    fn start(command: &mut Command, dir: tempfile::TempDir, names: &[&str]) -> Result<Self> {
+        if std::env::var_os("RINGWAY_LOG").is_none() {
+            command.env("RINGWAY_LOG", "info");
+        }
+        let mut process = Process::start("ringway", command)?;
+        let deadline = Instant::now() + START;
+        for name in names {
+            let path = socket(dir.path(), name);
+            while !path.exists() {
+                if !process.is_running() || Instant::now() > deadline {
+                    bail!("ringway does not listen at {}; it said:\n{}", path.display(), process.output());
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        Ok(Self { process, dir })
+    }
+
+    /// The socket of a port.
+    pub fn socket(&self, port: &str) -> PathBuf {
+        socket(self.dir.path(), port)
+    }
+
+    /// The process, with all it printed.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// What it logged and printed so far.
+    pub fn output(&self) -> String {
+        self.process.output()
+    }
+
+    /// The counters of every port now.
+    pub fn counters(&self) -> Result<Counters> {
+        let from = self.process.output().len();
+        self.process.signal(Signal::USR1)?;
+        let end = self.process.wait_for_from(from, "\nall: delivered", Duration::from_secs(5))?;
+        // The rest of the last line.
+        self.process.wait_for_from(end, "\n", Duration::from_secs(5))?;
+        Counters::parse(&self.process.output()[from..])
+    }
+
+    /// Asks it to end; returns how it did and the last counters.
+    pub fn terminate(mut self) -> Result<(ExitStatus, Counters)> {
+        let from = self.process.output().len();
+        let status = self.process.terminate(Duration::from_secs(5))?;
+        self.process.wait_for_from(from, "syscalls per frame", Duration::from_secs(1))?;
+        Ok((status, Counters::parse(&self.process.output()[from..])?))
+    }
+
+    /// How many file descriptors it has open.
+    pub fn open_fds(&self) -> Result<usize> {
+        Ok(std::fs::read_dir(format!("/proc/{}/fd", self.process.pid()))?.count())
+    }
+
+    /// How many shared file mappings it has: guests' memory.
+    pub fn guest_mappings(&self) -> Result<usize> {
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.process.pid()))?;
+        Ok(maps.lines().filter(|l| l.split_whitespace().nth(1).is_some_and(|p| p.ends_with('s'))).count())
+    }
+
+    /// Processor time used so far, in clock ticks of 1/100 s.
+    pub fn cpu_ticks(&self) -> Result<u64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.pid()))?;
+        // Fields are counted after the name, which may hold anything.
+        let rest = stat.rsplit_once(')').context("a stat line")?.1;
+        let fields: Vec<_> = rest.split_whitespace().collect();
+        Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
+    }
+}
+
+fn socket(dir: &Path, port: &str) -> PathBuf {
+    dir.join(format!("{port}.sock"))
+}
+
+/// The counters that `ringway` printed, by port and name: `from`, `to` (frames), `from bytes`, `to bytes`,
+/// `copies`, `kicks`, `calls`, `syscalls`, `sessions`, `failed rings`, and every reason for a drop.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counters {
+    ports: BTreeMap<String, BTreeMap<String, u64>>,
+    /// The line about all ports together.
+    pub summary: String,
+}
+
+impl Counters {
+    /// Reads what `ringway` prints on SIGUSR1 and in the end.
+    pub fn parse(text: &str) -> Result<Self> {
+        let mut counters = Self::default();
+        for line in text.lines() {
+            if let Some(summary) = line.strip_prefix("all: ") {
+                summary.clone_into(&mut counters.summary);
+            } else if let Some((name, rest)) =
+                line.strip_prefix("port ").and_then(|l| l.split_once(": from "))
+            {
+                let values = parse_port(rest).with_context(|| format!("counters line {line:?}"))?;
+                counters.ports.insert(name.to_owned(), values);
+            }
+        }
+        if counters.ports.is_empty() { bail!("no counters in {text:?}") } else { Ok(counters) }
+    }
+
+    /// A counter of a port.
+    ///
+    /// # Panics
+    /// If there is no such port or counter: a test that asks so is wrong.
+    pub fn get(&self, port: &str, name: &str) -> u64 {
+        let values = self.ports.get(port).unwrap_or_else(|| panic!("no port {port} in {self:?}"));
+        *values.get(name).unwrap_or_else(|| panic!("no counter {name} of port {port} in {self:?}"))
+    }
+
+    /// All frames that a port dropped.
+    pub fn dropped(&self, port: &str) -> u64 {
+        let reasons =
+            ["no-buffer", "not-ready", "too-long", "unsegmentable", "malformed", "disabled", "filtered"];
+        reasons.iter().map(|r| self.get(port, r)).sum()
+    }
+}
+
+/// Reads `N frames N bytes, to N frames N bytes, name N, …, dropped reason N …`.
+fn parse_port(rest: &str) -> Option<BTreeMap<String, u64>> {
+    let (counted, dropped) = rest.split_once(", dropped ")?;
+    let mut values = BTreeMap::new();
+    for (i, part) in counted.split(", ").enumerate() {
+        let words: Vec<_> = part.trim_start_matches("to ").split(' ').collect();
+        if let [frames, "frames", bytes, "bytes"] = words[..] {
+            let side = if i == 0 { "from" } else { "to" };
+            values.insert(side.to_owned(), frames.parse().ok()?);
+            values.insert(format!("{side} bytes"), bytes.parse().ok()?);
+        } else {
+            let (name, value) = part.rsplit_once(' ')?;
+            values.insert(name.to_owned(), value.parse().ok()?);
+        }
+    }
+    for pair in dropped.split(' ').collect::<Vec<_>>().chunks(2) {
+        values.insert(pair[0].to_owned(), pair.get(1)?.parse().ok()?);
+    }
+    Some(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_read() {
+        let text = "noise\nport a: from 7 frames 420 bytes, to 3 frames 180 bytes, copies 3, kicks 1, calls 2, \
+                    syscalls 4, sessions 1, failed rings 5, dropped no-buffer 1 not-ready 2 too-long 0 \
+                    unsegmentable 0 malformed 0 disabled 0 filtered 4\nall: delivered 3 frames, more\n";
+        let counters = Counters::parse(text).unwrap();
+        assert_eq!(counters.get("a", "from"), 7);
+        assert_eq!(counters.get("a", "to bytes"), 180);
+        assert_eq!(counters.get("a", "failed rings"), 5);
+        assert_eq!(counters.dropped("a"), 7);
+        assert_eq!(counters.summary, "delivered 3 frames, more");
+        assert!(Counters::parse("nothing").is_err());
+    }
+}

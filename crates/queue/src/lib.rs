@@ -38,8 +38,5 @@ mod device;
 pub mod event;
 mod split;
 
-#[cfg(test)]
-mod tests;
-
 pub use burst::{Burst, Chain};
 pub use device::{Areas, ConfigError, DeviceQueue, QueueConfig, QueueError, ResumeState};

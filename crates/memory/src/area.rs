@@ -88,6 +88,21 @@ impl RingArea {
     }
 }
 
+/// Size of a cache line on the machines this runs on, in bytes. Another size costs speed, nothing else.
+pub(crate) const CACHE_LINE: usize = 64;
+
+/// Asks the processor to fetch a cache line that will be written to: not shared, as for a read, but owned.
+#[inline]
+pub(crate) fn prefetch_to_write(at: NonNull<u8>) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch is a hint; it does not fault, whatever the address.
+    unsafe {
+        core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_ET0 }>(at.as_ptr().cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// Asks the processor to fetch a cache line.
 #[inline]
 pub(crate) fn prefetch(at: NonNull<u8>) {

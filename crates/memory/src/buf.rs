@@ -50,10 +50,21 @@ impl<'a> GuestSlice<'a> {
         self.base
     }
 
-    /// Asks the processor to fetch the slice's first cache line.
+    /// Asks the processor to fetch the slice's first cache line, to read it.
     #[inline]
     pub fn prefetch(&self) {
         crate::area::prefetch(self.base);
+    }
+
+    /// Asks the processor to fetch the slice's first two cache lines, to write to them: a small frame behind its
+    /// header.
+    #[inline]
+    pub fn prefetch_to_write(&self) {
+        crate::area::prefetch_to_write(self.base);
+        if self.len > crate::area::CACHE_LINE {
+            // SAFETY: inside the slice.
+            crate::area::prefetch_to_write(unsafe { self.base.add(crate::area::CACHE_LINE) });
+        }
     }
 
     /// The slice without its first `n` bytes, `n` at most its length.
@@ -79,6 +90,13 @@ impl<'a> GuestBuf<'a> {
     #[inline]
     pub fn new(slices: &'a [GuestSlice<'a>]) -> Self {
         let len = slices.iter().map(|s| s.len).sum();
+        Self { slices, skip: 0, len }
+    }
+
+    /// The first `len` bytes of `slices`, which have as many.
+    #[inline]
+    pub(crate) fn with_len(slices: &'a [GuestSlice<'a>], len: usize) -> Self {
+        debug_assert!(len <= slices.iter().map(|s| s.len).sum());
         Self { slices, skip: 0, len }
     }
 
@@ -138,27 +156,47 @@ impl<'a> GuestBuf<'a> {
             .filter(|piece| !piece.is_empty())
     }
 
+    /// The first `n` bytes as one range, if they are: nearly all headers and most frames.
+    #[inline]
+    fn contiguous(&self, n: usize) -> Option<NonNull<u8>> {
+        let first = self.slices.first()?;
+        // `skip` is at most the first slice's length, but for a buffer without slices.
+        if n > self.len || n > first.len.wrapping_sub(self.skip) || self.skip > first.len {
+            return None;
+        }
+        // SAFETY: `skip <= first.len`, so the start stays inside the slice or one past it.
+        Some(unsafe { first.base.add(self.skip) })
+    }
+
+    /// Copies the buffer's first `N` bytes, if it has as many. Cheaper than [`GuestBuf::read`].
+    #[inline]
+    pub fn read_array<const N: usize>(self) -> Option<[u8; N]> {
+        if let Some(start) = self.contiguous(N) {
+            // SAFETY: `N` bytes from `start` on are valid to read; bytes need no alignment.
+            return Some(unsafe { start.cast::<[u8; N]>().read() });
+        }
+        let mut bytes = [0; N];
+        (self.read(&mut bytes) == N).then_some(bytes)
+    }
+
+    /// Copies `bytes` to the buffer's start, if it has room. Cheaper than [`GuestBuf::write`].
+    #[inline]
+    pub fn write_array<const N: usize>(self, bytes: [u8; N]) -> bool {
+        if let Some(start) = self.contiguous(N) {
+            // SAFETY: `N` bytes from `start` on are valid to write; bytes need no alignment.
+            unsafe { start.cast::<[u8; N]>().write(bytes) };
+            return true;
+        }
+        self.len >= N && self.write(&bytes) == N
+    }
+
     /// Copies the buffer's start to `to`; returns how many bytes, the smaller of the two lengths.
     #[inline]
     pub fn read(self, to: &mut [u8]) -> usize {
-        let mut done = 0;
-        for piece in self.pieces() {
-            let n = piece.len.min(to.len() - done);
-            // SAFETY: `done + n <= to.len()`.
-            let dst = unsafe { to.as_mut_ptr().add(done) };
-            // SAFETY: `n` bytes are valid on both sides; `to` is ours alone, so they do not overlap (memory of
-            // our own in a `GuestSlice` is borrowed mutably). A racing peer garbles bytes, not us.
-            unsafe { ptr::copy_nonoverlapping(piece.base.as_ptr(), dst, n) };
-            done += n;
-            if done == to.len() {
-                break;
-            }
-        }
-        done
+        self.copy_to(GuestBuf::new(&[GuestSlice::from_mut(to)]))
     }
 
     /// Copies `from` to the buffer's start; returns how many bytes, the smaller of the two lengths.
-    #[inline]
     pub fn write(self, from: &[u8]) -> usize {
         let mut done = 0;
         for piece in self.pieces() {
@@ -179,15 +217,26 @@ impl<'a> GuestBuf<'a> {
     /// the smaller of the two lengths.
     #[inline]
     pub fn copy_to(self, to: GuestBuf<'_>) -> usize {
+        let n = self.len.min(to.len);
+        match (self.contiguous(n), to.contiguous(n)) {
+            (Some(source), Some(target)) => {
+                // SAFETY: `n` bytes are valid on both sides.
+                unsafe { copy(source.as_ptr(), target.as_ptr(), n) };
+                n
+            }
+            _ => self.copy_pieces(to),
+        }
+    }
+
+    fn copy_pieces(self, to: GuestBuf<'_>) -> usize {
         let mut sources = self.pieces();
         let mut targets = to.pieces();
         let (Some(mut source), Some(mut target)) = (sources.next(), targets.next()) else { return 0 };
         let mut done = 0;
         loop {
             let n = source.len.min(target.len);
-            // SAFETY: `n` bytes are valid on both sides; they may overlap (a guest may send from where it
-            // receives), which `copy` allows.
-            unsafe { ptr::copy(source.base.as_ptr(), target.base.as_ptr(), n) };
+            // SAFETY: `n` bytes are valid on both sides.
+            unsafe { copy(source.base.as_ptr(), target.base.as_ptr(), n) };
             done += n;
             source = source.skip(n);
             target = target.skip(n);
@@ -201,4 +250,48 @@ impl<'a> GuestBuf<'a> {
             }
         }
     }
+}
+
+/// Copies `n` bytes between ranges that may overlap: a guest may send from where it receives. Small frames are
+/// copied here, by two blocks that may overlap each other, without a call.
+///
+/// # Safety
+/// `n` bytes must be valid to read at `source` and to write at `target`.
+#[inline]
+unsafe fn copy(source: *const u8, target: *mut u8, n: usize) {
+    match n {
+        32..=64 => {
+            // SAFETY: the caller's; `n` is at least a block long.
+            unsafe { copy_blocks::<32>(source, target, n) }
+        }
+        65..=128 => {
+            // SAFETY: as before.
+            unsafe { copy_blocks::<64>(source, target, n) }
+        }
+        _ => {
+            // SAFETY: the caller's.
+            unsafe { ptr::copy(source, target, n) }
+        }
+    }
+}
+
+/// Copies the first and the last `N` of `n` bytes, which are all if `n <= 2 * N`. Both are read before one is
+/// written, so the ranges may overlap.
+///
+/// # Safety
+/// As for [`copy`], and `n >= N`.
+#[inline]
+unsafe fn copy_blocks<const N: usize>(source: *const u8, target: *mut u8, n: usize) {
+    // SAFETY: `n >= N`, so the last block begins inside the range.
+    let last_source = unsafe { source.add(n - N) };
+    // SAFETY: as before.
+    let last_target = unsafe { target.add(n - N) };
+    // SAFETY: `N` bytes are valid to read; bytes need no alignment.
+    let first = unsafe { source.cast::<[u8; N]>().read() };
+    // SAFETY: as before.
+    let last = unsafe { last_source.cast::<[u8; N]>().read() };
+    // SAFETY: `N` bytes are valid to write.
+    unsafe { target.cast::<[u8; N]>().write(first) };
+    // SAFETY: as before.
+    unsafe { last_target.cast::<[u8; N]>().write(last) };
 }

@@ -86,6 +86,12 @@ impl ScatterList {
         &self.slices[range]
     }
 
+    /// The slices in `range`, whose length is `len` in all, as one buffer.
+    #[inline]
+    pub fn buf_of_len(&self, range: Range<usize>, len: usize) -> GuestBuf<'_> {
+        GuestBuf::with_len(self.slices(range), len)
+    }
+
     /// The slices in `range` as one buffer.
     #[inline]
     pub fn buf(&self, range: Range<usize>) -> GuestBuf<'_> {

@@ -602,8 +602,14 @@ impl TxFormat {
     #[inline]
     fn read<'c>(&self, chain: &Chain<'c>) -> Result<(Ethernet, Frame<'c>), DropReason> {
         let buffer = chain.readable();
-        let mut prefix = [0; PREFIX];
-        let len = buffer.read(&mut prefix[..self.header_len + ETHERNET_PREFIX]);
+        let (prefix, len) = match buffer.read_array::<PREFIX>() {
+            Some(prefix) => (prefix, PREFIX),
+            None => {
+                let mut prefix = [0; PREFIX];
+                let len = buffer.read(&mut prefix);
+                (prefix, len)
+            }
+        };
         let (head, rest) = prefix[..len].split_at_checked(self.header_len).ok_or(DropReason::Malformed)?;
         let ethernet = Ethernet::parse(rest).ok_or(DropReason::Malformed)?;
         let data = buffer.advance(self.header_len);

@@ -18,6 +18,7 @@ pub(crate) struct Record {
     /// Where the device-writable slices begin.
     writable: usize,
     end: usize,
+    readable_len: u32,
     writable_len: u32,
 }
 
@@ -164,13 +165,14 @@ impl ChainBuilder<'_> {
     pub(crate) fn finish(self) {
         let end = self.list.len();
         if let Some(first) = self.list.slices(self.first..end).first() {
-            first.prefetch();
+            if self.readable_len == 0 { first.prefetch_to_write() } else { first.prefetch() }
         }
         self.records.push(Record {
             head: self.head,
             first: self.first,
             writable: self.writable.unwrap_or(end),
             end,
+            readable_len: self.readable_len,
             writable_len: self.writable_len,
         });
     }
@@ -197,13 +199,15 @@ impl<'b> Chain<'b> {
     /// What the driver wrote for the device.
     #[inline]
     pub fn readable(&self) -> GuestBuf<'b> {
-        self.list.buf(self.record.first..self.record.writable)
+        let Record { first, writable, readable_len, .. } = self.record;
+        self.list.buf_of_len(first..writable, readable_len as usize)
     }
 
     /// The room the driver gave for the device's answer.
     #[inline]
     pub fn writable(&self) -> GuestBuf<'b> {
-        self.list.buf(self.record.writable..self.record.end)
+        let Record { writable, end, writable_len, .. } = self.record;
+        self.list.buf_of_len(writable..end, writable_len as usize)
     }
 
     /// Length of [`Chain::writable`] in bytes.

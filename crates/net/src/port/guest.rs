@@ -9,10 +9,9 @@ use std::sync::{Arc, Mutex};
 
 use ringway_device::net::{HeaderError, NetDevice, Offloads, Role, header_len};
 use ringway_memory::{GuestBuf, GuestSlice};
-use ringway_queue::{Burst, Chain, DeviceQueue, QueueError, ResumeState};
-use ringway_spec::net::{CTRL_ERR, F_MRG_RXBUF};
+use ringway_queue::{Burst, DeviceQueue, QueueError, ResumeState};
+use ringway_spec::net::{CTRL_ERR, F_MRG_RXBUF, HDR_LEN, Header};
 use ringway_vhost::{Notifier, Running};
-use zerocopy::IntoBytes;
 
 use crate::counters::{Counters, DropReason};
 use crate::frame::{Frame, flow_hash};
@@ -272,29 +271,19 @@ impl GuestPort {
         let len = frame.data.len();
         let receive = self.offloads.receive(frame.header, len).map_err(DropReason::from)?;
         let Some(rx) = &mut self.rx[pair] else { return Err(DropReason::NotReady.into()) };
-        let mut header = receive.header;
         let header_len = self.header_len;
-        let mut put = |data: GuestBuf<'_>| {
-            let count = rx.reserve(header_len + len, self.can_merge)?;
-            header.num_buffers = (count as u16).into();
-            rx.write(count, &header.as_bytes()[..header_len], data, frame.addresses.as_ref());
-            Ok(())
-        };
-        let result = match receive.checksum {
-            None => put(frame.data),
-            Some(checksum) => match offload::complete_checksum(frame.data, checksum, scratch) {
-                None => return Err(DropReason::TooLong.into()),
-                Some(bytes) => {
-                    self.counters.copies.add(1);
-                    put(GuestBuf::new(&[GuestSlice::from_mut(bytes)]))
-                }
-            },
-        };
-        result.map_err(|e| match e {
-            Refused::NoBuffer => Undelivered::Dropped(DropReason::NoBuffer),
-            Refused::TooLong => Undelivered::Dropped(DropReason::TooLong),
-            Refused::Failed(error) => Undelivered::Failed(pair as u16 * 2, error),
-        })?;
+        let count = rx.reserve(header_len + len, self.can_merge).map_err(|e| e.of(pair))?;
+        let header = Header { num_buffers: (count as u16).into(), ..receive.header };
+        match receive.checksum {
+            None => rx.write(count, header, header_len, frame.data, frame.addresses.as_ref()),
+            Some(checksum) => {
+                let bytes =
+                    offload::complete_checksum(frame.data, checksum, scratch).ok_or(DropReason::TooLong)?;
+                self.counters.copies.add(1);
+                let slices = [GuestSlice::from_mut(bytes)];
+                rx.write(count, header, header_len, GuestBuf::new(&slices), frame.addresses.as_ref());
+            }
+        }
         self.counters.to_frames.add(1);
         self.counters.to_bytes.add(len as u64);
         self.counters.copies.add(1);
@@ -333,6 +322,17 @@ enum Refused {
     Failed(QueueError),
 }
 
+impl Refused {
+    /// The same, of the receive queue of a pair.
+    fn of(self, pair: usize) -> Undelivered {
+        match self {
+            Self::NoBuffer => Undelivered::Dropped(DropReason::NoBuffer),
+            Self::TooLong => Undelivered::Dropped(DropReason::TooLong),
+            Self::Failed(error) => Undelivered::Failed(pair as u16 * 2, error),
+        }
+    }
+}
+
 impl RxQueue {
     /// Finds room for `len` bytes in the chains that come next; returns how many these are. Takes more chains
     /// as needed, and uses none.
@@ -363,7 +363,39 @@ impl RxQueue {
 
     /// Writes header and frame to the next `count` chains, which have room for them.
     #[inline]
-    fn write(&mut self, count: usize, header: &[u8], data: GuestBuf<'_>, addresses: Option<&[u8; 12]>) {
+    fn write(
+        &mut self,
+        count: usize,
+        header: Header,
+        header_len: usize,
+        data: GuestBuf<'_>,
+        addresses: Option<&[u8; 12]>,
+    ) {
+        self.is_dirty = true;
+        let header: [u8; HDR_LEN] = zerocopy::transmute!(header);
+        if count != 1 || header_len != HDR_LEN {
+            self.write_spread(count, &header[..header_len], data, addresses);
+        } else if let Some(chain) = self.ahead.next() {
+            let room = chain.writable();
+            let start = room.advance(HDR_LEN);
+            room.write_array(header);
+            let copied = data.copy_to(start);
+            if let Some(addresses) = addresses {
+                start.write_array(*addresses);
+            }
+            self.vring.queue.complete(chain, (HDR_LEN + copied) as u32);
+        }
+    }
+
+    /// As [`RxQueue::write`], for the frames that are not alike: spread over several chains, or with the header
+    /// of a legacy driver.
+    fn write_spread(
+        &mut self,
+        count: usize,
+        header: &[u8],
+        data: GuestBuf<'_>,
+        addresses: Option<&[u8; 12]>,
+    ) {
         let mut header = Some(header);
         let mut left = data;
         for _ in 0..count {
@@ -388,14 +420,9 @@ impl RxQueue {
                 left = left.advance(copied);
                 written += copied;
             }
-            complete(&mut self.vring.queue, chain, written);
+            self.vring.queue.complete(chain, written as u32);
         }
-        self.is_dirty = true;
     }
-}
-
-fn complete(queue: &mut DeviceQueue, chain: Chain<'_>, written: usize) {
-    queue.complete(chain, written as u32);
 }
 
 /// The device, which the session and the worker share. A panic of either leaves it whole: no method does more

@@ -126,8 +126,8 @@ impl Tap {
         match ringway_memory::io::write_frame(self.file.as_fd(), header.as_mut_bytes(), frame.data) {
             Ok(_) => Ok(()),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(DropReason::NoBuffer),
-            // The interface is down.
-            Err(e) if e.raw_os_error() == Some(libc::EIO) => Err(DropReason::NotReady),
+            // The interface is down, or deleted.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EIO | libc::EBADFD)) => Err(DropReason::NotReady),
             Err(_) => Err(DropReason::Malformed),
         }
     }

@@ -602,14 +602,14 @@ impl TxFormat {
     #[inline]
     fn read<'c>(&self, chain: &Chain<'c>) -> Result<(Ethernet, Frame<'c>), DropReason> {
         let buffer = chain.readable();
-        let (prefix, len) = match buffer.read_array::<PREFIX>() {
-            Some(prefix) => (prefix, PREFIX),
-            None => {
+        let (prefix, len) = buffer.read_array::<PREFIX>().map_or_else(
+            || {
                 let mut prefix = [0; PREFIX];
                 let len = buffer.read(&mut prefix);
                 (prefix, len)
-            }
-        };
+            },
+            |prefix| (prefix, PREFIX),
+        );
         let (head, rest) = prefix[..len].split_at_checked(self.header_len).ok_or(DropReason::Malformed)?;
         let ethernet = Ethernet::parse(rest).ok_or(DropReason::Malformed)?;
         let data = buffer.advance(self.header_len);

@@ -8,15 +8,15 @@ use ringway_net::Mac;
 
 /// Gives virtual machines their network over vhost-user sockets.
 ///
-/// A virtual machine attaches with a vhost-user network device whose socket is a port of ringway, and with its
-/// memory shared. For QEMU:
+/// A virtual machine attaches with a vhost-user network device whose socket is a port of
+/// ringway, and with its memory shared. For QEMU:
 ///
 ///   qemu-system-x86_64 … -machine q35,memory-backend=mem \
 ///     -object memory-backend-memfd,id=mem,size=1G,share=on \
 ///     -chardev socket,id=c0,path=/run/ringway/a,reconnect-ms=1000 \
 ///     -netdev vhost-user,id=n0,chardev=c0 -device virtio-net-pci,netdev=n0
 ///
-/// Log messages go to standard error; `RINGWAY_LOG=info` or `=debug` shows more of them.
+/// Log messages go to standard error; `RINGWAY_LOG=info` or `=debug` shows more.
 #[derive(Parser, Debug)]
 #[command(version, verbatim_doc_comment)]
 pub(crate) struct Args {
@@ -32,9 +32,10 @@ pub(crate) enum Command {
 
 /// An Ethernet switch whose ports are vhost-user sockets
 ///
-/// It learns which addresses are behind which port, floods frames to unknown and to all stations, and forgets
-/// an address after 300 seconds. A guest may come, go, crash or reboot without the others' noticing; its port
-/// then waits for the next. SIGUSR1 prints the counters of every port, SIGTERM ends the program.
+/// It learns which addresses are behind which port, floods frames to unknown and to all
+/// stations, and forgets an address after 300 seconds. A guest may come, go, crash or reboot
+/// without the others' noticing; its port then waits for the next. SIGUSR1 prints the counters
+/// of every port, SIGTERM ends the program.
 ///
 /// Two guests and the host:
 ///

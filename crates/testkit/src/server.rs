@@ -1,6 +1,7 @@
 //! `ringway` itself, as a test runs it: a process with sockets in a directory of its own, and counters.
 
 use std::collections::BTreeMap;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
@@ -16,6 +17,9 @@ const START: Duration = Duration::from_secs(10);
 /// A running `ringway`. Dropped, it is killed and its directory removed.
 pub struct Server {
     process: Process,
+    /// How it was started.
+    command: Command,
+    names: Vec<String>,
     /// Outlives the process.
     dir: tempfile::TempDir,
 }
@@ -34,7 +38,8 @@ impl Server {
             command.arg(format!("--port={name}={}{options}", socket(dir.path(), name).display()));
         }
         let names: Vec<_> = ports.iter().map(|p| p.split(',').next().unwrap_or(p)).collect();
-        Self::start(command.args(extra), dir, &names)
+        command.args(extra);
+        Self::start(command, dir, &names)
     }
 
     /// Starts `program net` on the socket [`Server::socket`]`("net")`.
@@ -43,25 +48,54 @@ impl Server {
         let mut command = Command::new(program);
         command.arg("net").arg(format!("--socket-path={}", socket(dir.path(), "net").display()));
         command.arg(format!("--uplink={uplink}")).args(extra);
-        Self::start(&mut command, dir, &["net"])
+        Self::start(command, dir, &["net"])
     }
 
-    fn start(command: &mut Command, dir: tempfile::TempDir, names: &[&str]) -> Result<Self> {
+    fn start(mut command: Command, dir: tempfile::TempDir, names: &[&str]) -> Result<Self> {
         if std::env::var_os("RINGWAY_LOG").is_none() {
             command.env("RINGWAY_LOG", "info");
         }
-        let mut process = Process::start("ringway", command)?;
+        let process = Process::start("ringway", &mut command)?;
+        let names = names.iter().map(|&n| n.to_owned()).collect();
+        let mut server = Self { process, command, names, dir };
+        server.wait_ready()?;
+        Ok(server)
+    }
+
+    /// Waits until it listens on all its sockets.
+    fn wait_ready(&mut self) -> Result<()> {
         let deadline = Instant::now() + START;
-        for name in names {
-            let path = socket(dir.path(), name);
+        for name in &self.names {
+            let path = socket(self.dir.path(), name);
             while !path.exists() {
-                if !process.is_running() || Instant::now() > deadline {
-                    bail!("ringway does not listen at {}; it said:\n{}", path.display(), process.output());
+                if !self.process.is_running() || Instant::now() > deadline {
+                    bail!(
+                        "ringway does not listen at {}; it said:\n{}",
+                        path.display(),
+                        self.process.output()
+                    );
                 }
                 std::thread::sleep(Duration::from_millis(5));
             }
         }
-        Ok(Self { process, dir })
+        Ok(())
+    }
+
+    /// Kills it, as a crash would, and starts it again on the same sockets.
+    pub fn restart(&mut self) -> Result<()> {
+        self.process.kill();
+        self.process = Process::start("ringway", &mut self.command)?;
+        // The sockets' files are there already; what counts is that they are replaced.
+        let deadline = Instant::now() + START;
+        for name in &self.names {
+            while UnixStream::connect(socket(self.dir.path(), name)).is_err() {
+                if !self.process.is_running() || Instant::now() > deadline {
+                    bail!("ringway does not listen again; it said:\n{}", self.process.output());
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        Ok(())
     }
 
     /// The socket of a port.

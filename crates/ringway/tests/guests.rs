@@ -1,0 +1,163 @@
+//! Real Linux guests, under QEMU and as User-Mode Linux, on a switch.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use ringway_testkit::guest::{
+    BOOT_LIMIT, Guest, Images, Nic, QemuOptions, UmlOptions, boot_qemu, boot_uml, ensure_images, transfer,
+};
+use ringway_testkit::server::Server;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_ringway");
+const SHORT: Duration = Duration::from_secs(20);
+
+fn switch(ports: &[&str]) -> Server {
+    Server::switch(Path::new(PROGRAM), ports, &[]).expect("ringway starts")
+}
+
+fn images() -> Images {
+    ensure_images().expect("guests/setup.sh gets the guests' images")
+}
+
+/// A User-Mode Linux guest on a port, up with an address.
+fn uml(server: &Server, port: &str, address: &str) -> Guest {
+    let mut guest = boot_uml(port, &images(), &UmlOptions::new([server.socket(port)])).expect("it starts");
+    ready(&mut guest, address);
+    guest
+}
+
+/// A guest under QEMU on a port, up with an address.
+fn qemu(nic: Nic, name: &str, address: &str) -> Guest {
+    let mut guest = boot_qemu(name, &images(), &QemuOptions::new([nic])).expect("it starts");
+    ready(&mut guest, address);
+    guest
+}
+
+fn ready(guest: &mut Guest, address: &str) {
+    guest.wait_ready(BOOT_LIMIT).expect("it boots");
+    guest.configure(&format!("{address}/24"), None).expect("it has a virtio network interface");
+}
+
+/// Pings until an answer comes: a peer may just have come back.
+fn reaches(guest: &mut Guest, address: &str) {
+    let deadline = Instant::now() + SHORT;
+    loop {
+        let answered = guest.ping(address, 2).is_ok_and(|stats| stats.received > 0);
+        if answered {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{} does not reach {address}", guest.name());
+    }
+}
+
+fn moves(from: &mut Guest, to: &mut Guest, address: &str) {
+    let done = transfer(from, to, address, 5000, 16).expect("a transfer");
+    assert!(done.is_intact(), "{} to {}: {done:?}", from.name(), to.name());
+    println!("{} to {}: {:.0} MB/s", from.name(), to.name(), done.megabytes_per_second());
+}
+
+/// [DEV-NET-processing-of-incoming-packets-01] [DEV-NET-processing-of-incoming-packets-02]
+/// Traffic both ways, then each guest reboots while the other's session goes on.
+#[test]
+fn two_guests_exchange_traffic_and_reboot() {
+    let server = switch(&["a", "b,mac=02:00:00:00:00:0b"]);
+    let mut a = qemu(Nic::new(server.socket("a")).mac("02:00:00:00:00:0a"), "a", "10.0.0.1");
+    let mut b = uml(&server, "b", "10.0.0.2");
+    assert_eq!(b.mac().unwrap(), "02:00:00:00:00:0b", "the port's address reached the driver");
+    reaches(&mut a, "10.0.0.2");
+    reaches(&mut b, "10.0.0.1");
+    moves(&mut a, &mut b, "10.0.0.2");
+    moves(&mut b, &mut a, "10.0.0.1");
+
+    let counters = server.counters().unwrap();
+    let copies = counters.get("a", "copies") + counters.get("b", "copies");
+    let frames = counters.get("a", "to") + counters.get("b", "to");
+    assert_eq!(copies, frames, "one copy per frame: both guests complete checksums themselves");
+    for (port, other) in [("a", "b"), ("b", "a")] {
+        let lost =
+            counters.get(port, "malformed") + counters.get(port, "filtered") + counters.get(port, "disabled");
+        let undelivered = counters.get(other, "no-buffer") + counters.get(other, "not-ready");
+        assert_eq!(counters.get(port, "from"), counters.get(other, "to") + lost + undelivered);
+    }
+
+    a.reboot(BOOT_LIMIT).unwrap();
+    a.configure("10.0.0.1/24", None).unwrap();
+    reaches(&mut b, "10.0.0.1");
+    assert_eq!(server.counters().unwrap().get("b", "sessions"), 1);
+    b.reboot(BOOT_LIMIT).unwrap();
+    b.configure("10.0.0.2/24", None).unwrap();
+    reaches(&mut a, "10.0.0.2");
+    moves(&mut a, &mut b, "10.0.0.2");
+
+    a.power_off(SHORT).unwrap();
+    b.power_off(SHORT).unwrap();
+    let output = server.output();
+    assert!(!output.contains("WARN") && !output.contains("ERROR"), "{output}");
+    assert!(server.terminate().unwrap().0.success());
+}
+
+/// A guest is killed while it sends; another attaches to its port; the third never notices.
+#[test]
+fn a_killed_guest_makes_room_for_another() {
+    let server = switch(&["a,mac=02:00:00:00:00:0a", "b,mac=02:00:00:00:00:0b", "c,mac=02:00:00:00:00:0c"]);
+    let mut b = uml(&server, "b", "10.0.0.2");
+    let mut c = uml(&server, "c", "10.0.0.3");
+    for round in 1..=3 {
+        let mut a = uml(&server, "a", "10.0.0.1");
+        reaches(&mut a, "10.0.0.2");
+        let port = 6000 + round;
+        b.start_background(&format!("nc -l -p {port} -e dd of=/dev/null bs=64k"), "/tmp/log").unwrap();
+        // It may not listen yet.
+        let send = format!("until nc 10.0.0.2 {port} -e dd if=/dev/zero bs=64k; do sleep 0.1; done");
+        a.start_background(&send, "/tmp/log").unwrap();
+        let before = server.counters().unwrap().get("a", "from");
+        let deadline = Instant::now() + SHORT;
+        while server.counters().unwrap().get("a", "from") < before + 1000 {
+            assert!(Instant::now() < deadline, "it does not send");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        a.kill();
+        reaches(&mut c, "10.0.0.2");
+        assert_eq!(server.counters().unwrap().get("a", "sessions"), round);
+    }
+    let counters = server.counters().unwrap();
+    assert_eq!((counters.get("b", "sessions"), counters.get("c", "sessions")), (1, 1));
+}
+
+/// A guest with four queue pairs uses as many as it wants, and its peer's traffic reaches those alone.
+#[test]
+fn a_guest_with_several_queue_pairs() {
+    let server = switch(&["a", "b,mac=02:00:00:00:00:0b"]);
+    let nic = Nic::new(server.socket("a")).mac("02:00:00:00:00:0a").queues(4);
+    let mut options = QemuOptions::new([nic]);
+    options.cpus = 2;
+    let mut a = boot_qemu("a", &images(), &options).unwrap();
+    ready(&mut a, "10.0.0.1");
+    let mut b = uml(&server, "b", "10.0.0.2");
+    assert_ne!(a.features().unwrap() & (1 << 22), 0, "multi-queue is negotiated");
+    // Linux uses as many pairs as it has processors.
+    let queues = a.run("ls -d /sys/class/net/eth0/queues/tx-* | wc -l", SHORT).unwrap();
+    assert_eq!(queues.trim(), "2");
+    reaches(&mut a, "10.0.0.2");
+    moves(&mut b, &mut a, "10.0.0.1");
+    moves(&mut a, &mut b, "10.0.0.2");
+}
+
+/// The server is killed and started anew: a front-end that reconnects finds its network again.
+#[test]
+fn a_guest_reconnects_to_a_new_server() {
+    let mut server = switch(&["a", "b,mac=02:00:00:00:00:0b"]);
+    let sockets = ["a", "b"].map(|port| server.socket(port));
+    let mut a = qemu(Nic::new(&sockets[0]).mac("02:00:00:00:00:0a").reconnect(), "a", "10.0.0.1");
+    {
+        let mut b = uml(&server, "b", "10.0.0.2");
+        reaches(&mut a, "10.0.0.2");
+        b.kill();
+    }
+    server.restart().unwrap();
+    // User-Mode Linux does not reconnect, so another guest takes its place.
+    let mut b = uml(&server, "b", "10.0.0.2");
+    reaches(&mut b, "10.0.0.1");
+    reaches(&mut a, "10.0.0.2");
+    moves(&mut a, &mut b, "10.0.0.2");
+}

@@ -2,6 +2,7 @@
 //! through `ringway switch`. Prints what it sees, ends with PASS or FAIL, leaves nothing behind.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -26,13 +27,17 @@ pub(crate) struct Options {
 }
 
 /// Runs it.
-pub(crate) fn run(options: &Options) -> Result<()> {
-    let result = demonstrate(options);
-    match &result {
-        Ok(()) => println!("\nPASS"),
-        Err(error) => println!("\nFAIL: {error:#}"),
+pub(crate) fn run(options: &Options) -> ExitCode {
+    match demonstrate(options) {
+        Ok(()) => {
+            println!("\nPASS");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            println!("\nFAIL: {error:#}");
+            ExitCode::FAILURE
+        }
     }
-    result.map_err(|_| anyhow::anyhow!("the demonstration failed"))
 }
 
 /// Prints a line with the time since the start.

@@ -4,7 +4,12 @@
 mod bench;
 mod demo;
 
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
 use clap::{Parser, Subcommand};
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 /// Chores of the project.
 #[derive(Parser)]
@@ -23,9 +28,17 @@ enum Chore {
     Demo(demo::Options),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
+    // A chore that is interrupted ends what it started; the second time it ends at once.
+    let asked = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, 130, Arc::clone(&asked))?;
+        signal_hook::flag::register(signal, Arc::clone(&asked))?;
+    }
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
+    std::thread::spawn(move || signals.forever().for_each(|_| ringway_testkit::process::interrupt()));
     match Cli::parse().chore {
-        Chore::Bench(options) => bench::run(&options),
-        Chore::Demo(options) => demo::run(&options),
+        Chore::Bench(options) => bench::run(&options).map(|()| ExitCode::SUCCESS),
+        Chore::Demo(options) => Ok(demo::run(&options)),
     }
 }

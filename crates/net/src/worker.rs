@@ -22,11 +22,10 @@ use std::time::{Duration, Instant};
 use ringway_device::net::{NetDevice, Offloads};
 use ringway_memory::{GuestBuf, GuestSlice};
 use ringway_queue::{Burst, Chain, QueueError, ResumeState};
-use ringway_spec::net::Header;
+use ringway_spec::net::{HDR_LEN, Header};
 use ringway_vhost::{Notifier, Running};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::io::Errno;
-use zerocopy::FromBytes;
 
 use crate::counters::{Counter, Counters, DropReason};
 use crate::fabric::{Event, Fabric, Forward, Port, PortKind};
@@ -46,7 +45,7 @@ const CLOCK_ROUNDS: u32 = 256;
 const POLL_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000 };
 
 /// Longest header before a frame, and what is read of the frame with it.
-const PREFIX: usize = size_of::<Header>() + ETHERNET_PREFIX;
+const PREFIX: usize = HDR_LEN + ETHERNET_PREFIX;
 
 /// A port to be.
 pub enum PortSpec {
@@ -430,7 +429,7 @@ impl Loop {
     fn poll_tx(&mut self, port: usize, pair: usize) -> usize {
         let guest = self.fabric.guest(port);
         // Out of its place while its frames go to other ports, or back to this one.
-        let Some(mut vring) = guest.tx[pair].take_if(|v| !v.failed) else { return 0 };
+        let Some(mut vring) = guest.tx[pair].take_if(|v| v.is_ready()) else { return 0 };
         let format =
             TxFormat { offloads: guest.offloads(), header_len: guest.header_len(), enabled: vring.enabled };
         let count = self.forward_burst(port, &mut vring, format);
@@ -602,24 +601,27 @@ impl TxFormat {
     #[inline]
     fn read<'c>(&self, chain: &Chain<'c>) -> Result<(Ethernet, Frame<'c>), DropReason> {
         let buffer = chain.readable();
-        let (prefix, len) = buffer.read_array::<PREFIX>().map_or_else(
-            || {
-                let mut prefix = [0; PREFIX];
-                let len = buffer.read(&mut prefix);
-                (prefix, len)
-            },
-            |prefix| (prefix, PREFIX),
-        );
-        let (head, rest) = prefix[..len].split_at_checked(self.header_len).ok_or(DropReason::Malformed)?;
-        let ethernet = Ethernet::parse(rest).ok_or(DropReason::Malformed)?;
         let data = buffer.advance(self.header_len);
-        if data.len() > MAX_FRAME {
+        if !(ETHERNET_LEN..=MAX_FRAME).contains(&data.len()) {
             return Err(DropReason::Malformed);
         }
-        // A legacy header lacks the last field, which means nothing here.
-        let mut whole = [0; size_of::<Header>()];
-        whole[..self.header_len].copy_from_slice(head);
-        let sent = Header::read_from_bytes(&whole).map_err(|_| DropReason::Malformed)?;
+        // What a short frame lacks of a tag reads as zero.
+        let prefix = buffer.read_array::<PREFIX>().unwrap_or_else(|| {
+            let mut prefix = [0; PREFIX];
+            buffer.read(&mut prefix);
+            prefix
+        });
+        let (mut head, rest) = prefix.split_first_chunk::<HDR_LEN>().ok_or(DropReason::Malformed)?;
+        let mut rest = rest;
+        let legacy;
+        if self.header_len != HDR_LEN {
+            // A legacy header lacks the last field, which means nothing here.
+            legacy = std::array::from_fn(|i| if i < self.header_len { head[i] } else { 0 });
+            head = &legacy;
+            rest = &prefix[self.header_len..];
+        }
+        let sent: Header = zerocopy::transmute!(*head);
+        let ethernet = Ethernet::parse(rest).ok_or(DropReason::Malformed)?;
         let header = self.offloads.check_sent(sent, data.len())?;
         Ok((ethernet, Frame { header, data, addresses: None }))
     }

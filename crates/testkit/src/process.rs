@@ -7,12 +7,21 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+/// Set by [`interrupt`].
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Makes every wait fail from now on, so that whoever waits ends and cleans up: for a program that was asked to
+/// end.
+pub fn interrupt() {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
 
 /// What a process has printed so far, shared with the threads that read it.
 #[derive(Default)]
@@ -111,6 +120,9 @@ impl Process {
             if ended {
                 bail!("{}: ended without {needle:?}; it said:\n{}", self.name, tail(&text));
             }
+            if INTERRUPTED.load(Ordering::Relaxed) {
+                bail!("interrupted");
+            }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 bail!("{}: no {needle:?} within {limit:?}; it said:\n{}", self.name, tail(&text));
@@ -142,6 +154,9 @@ impl Process {
         loop {
             if let Some(status) = self.try_wait().context("wait for a peer")? {
                 return Ok(status);
+            }
+            if INTERRUPTED.load(Ordering::Relaxed) {
+                bail!("interrupted");
             }
             if Instant::now() >= deadline {
                 bail!("{}: still running after {limit:?}; it said:\n{}", self.name, tail(&self.output()));

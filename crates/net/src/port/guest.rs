@@ -57,6 +57,12 @@ impl From<Running> for Vring {
 }
 
 impl Vring {
+    /// Whether it has something to take; a ring that fails when it is looked at closer counts too.
+    #[inline]
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.failed && self.queue.has_available()
+    }
+
     /// Publishes what was completed, and calls the driver if it asked.
     #[inline]
     pub(crate) fn publish(&mut self, counters: &Counters) {

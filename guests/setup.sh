@@ -161,7 +161,8 @@ images_are_current() {
 }
 
 made_from() {
-    sha256sum "$here/init" "$here/setup.sh" "$(command -v busybox)" "$kernel/vmlinuz" "$(command -v linux.uml)" |
+    sha256sum "$here/init" "$here/setup.sh" "$(command -v busybox)" "$(command -v iperf3)" "$kernel/vmlinuz" \
+        "$(command -v linux.uml)" |
         cut -d' ' -f1
 }
 
@@ -169,14 +170,16 @@ build_images() {
     say "building the guests' images"
     rm -f "$out/made-from"
     build_image qemu "$kernel/modules"
-    build_image uml "$uml_modules/$(linux.uml --version)"
+    # Only here: a guest under QEMU would take seconds to unpack its libraries.
+    build_image uml "$uml_modules/$(linux.uml --version)" iperf3
     cp "$kernel/vmlinuz" "$work/vmlinuz"
     mv "$work/vmlinuz" "$out/vmlinuz"
     # Last, so that an interrupted run is noticed.
     made_from >"$out/made-from"
 }
 
-# build_image GUEST MODULES: packs busybox, the init script and the modules into GUEST-initrd.gz.
+# build_image GUEST MODULES [PROGRAM...]: packs busybox, the init script, the modules and the programs of this
+# machine into GUEST-initrd.gz.
 build_image() {
     local root=$work/$1 module
     mkdir -p "$root"/{bin,dev,lib,proc,sys,tmp}
@@ -186,8 +189,20 @@ build_image() {
     for module in $modules; do
         add_module "$root" "$2" "$module"
     done
+    for program in "${@:3}"; do
+        add_program "$root" "$program"
+    done
     (cd "$root" && find . | busybox cpio -o -H newc -R 0:0 2>/dev/null | gzip -9n) >"$work/initrd.gz"
     mv "$work/initrd.gz" "$out/$1-initrd.gz"
+}
+
+# add_program ROOT NAME: adds a program with the libraries it is linked with, at their paths here.
+add_program() {
+    local library
+    cp "$(command -v "$2")" "$1/bin/$2"
+    for library in $(ldd "$1/bin/$2" | grep -o '/[^ ]*'); do
+        install -D "$library" "$1$library"
+    done
 }
 
 # add_module ROOT MODULES NAME: adds a module after those it depends on, each once.

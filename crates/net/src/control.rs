@@ -17,12 +17,19 @@ pub struct GuestDevice {
     device: Arc<Mutex<NetDevice>>,
     worker: Mailbox,
     mtu: Option<u16>,
+    /// Counts resets: what the worker tells of a ring set up before one is of no more interest.
+    session: u64,
 }
 
 impl GuestDevice {
     /// The device of the worker's port `port`, which the worker was given too.
     pub fn new(port: usize, device: Arc<Mutex<NetDevice>>, mtu: Option<u16>, worker: Mailbox) -> Self {
-        Self { port, device, worker, mtu }
+        Self { port, device, worker, mtu, session: 0 }
+    }
+
+    /// The number that the worker's events about this port carry, if they are about its rings of now.
+    pub fn session(&self) -> u64 {
+        self.session
     }
 }
 
@@ -57,6 +64,7 @@ impl Device for GuestDevice {
 
     fn reset(&mut self) {
         lock(&self.device).reset();
+        self.session += 1;
         self.worker.send(Command::Forget { port: self.port });
     }
 
@@ -68,8 +76,12 @@ impl Device for GuestDevice {
         self.mtu.is_some_and(|most| mtu <= most.into())
     }
 
+    fn has_vring(&self, index: u16) -> bool {
+        lock(&self.device).role(index).is_some()
+    }
+
     fn start_vring(&mut self, index: u16, vring: Running) {
-        self.worker.send(Command::Start { port: self.port, index, vring });
+        self.worker.send(Command::Start { port: self.port, session: self.session, index, vring });
     }
 
     fn stop_vring(&mut self, index: u16) -> ResumeState {
@@ -81,9 +93,16 @@ impl Device for GuestDevice {
 
     fn enable_vring(&mut self, index: u16, enabled: bool) {
         self.worker.send(Command::Enable { port: self.port, index, enabled });
+        self.worker.wait();
     }
 
     fn set_call(&mut self, index: u16, call: Notifier) {
         self.worker.send(Command::SetCall { port: self.port, index, call });
+        self.worker.wait();
+    }
+
+    fn set_err(&mut self, index: u16, err: Notifier) {
+        self.worker.send(Command::SetErr { port: self.port, index, err });
+        self.worker.wait();
     }
 }

@@ -35,6 +35,8 @@ pub enum Event {
     QueueFailed {
         /// The port.
         port: usize,
+        /// The session that the ring belongs to.
+        session: u64,
         /// The vring.
         index: u16,
         /// What the driver did.
@@ -44,6 +46,8 @@ pub enum Event {
     MemoryFault {
         /// The port.
         port: usize,
+        /// The session that the memory belongs to.
+        session: u64,
     },
     /// A tap cannot be read any more.
     TapFailed {
@@ -164,18 +168,28 @@ impl Fabric {
 
     /// A driver broke a ring: the ring is left alone, the front-end and the control thread are told, once.
     pub(crate) fn fail(&mut self, port: usize, index: u16, error: QueueError) {
-        self.guest(port).fail(index);
-        self.report(Event::QueueFailed { port, index, error });
+        if self.check_memory(port) {
+            let guest = self.guest(port);
+            guest.fail(index);
+            let session = guest.session();
+            self.report(Event::QueueFailed { port, session, index, error });
+        }
     }
 
-    /// A front-end took memory away: nothing of its port is served any more.
-    pub(crate) fn memory_fault(&mut self, port: usize) {
+    /// Whether the memory of a guest is still the peer's. If its front-end took it away, what the rings say means
+    /// nothing: they are left alone, and the control thread is told, once.
+    pub(crate) fn check_memory(&mut self, port: usize) -> bool {
         let guest = self.guest(port);
+        if guest.is_memory_intact() {
+            return true;
+        }
         let running: Vec<u16> = guest.vrings().map(|(index, _)| index).collect();
         for index in running {
             guest.fail(index);
         }
-        self.report(Event::MemoryFault { port });
+        let session = guest.session();
+        self.report(Event::MemoryFault { port, session });
+        false
     }
 
     /// Tells the control thread.

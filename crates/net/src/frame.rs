@@ -63,6 +63,8 @@ pub(crate) struct Ethernet {
     pub(crate) src: Mac,
     /// The VLAN's number, 0 without a tag.
     pub(crate) vlan: u16,
+    /// Length of the header in bytes: 14, or 18 with a tag.
+    pub(crate) len: usize,
 }
 
 impl Ethernet {
@@ -71,12 +73,14 @@ impl Ethernet {
     pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let (&dst, rest) = bytes.split_first_chunk::<6>()?;
         let (&src, rest) = rest.split_first_chunk::<6>()?;
-        let vlan = match rest {
-            [a, b, high, low, ..] if [*a, *b] == TPID_VLAN => u16::from_be_bytes([*high, *low]) & 0xfff,
-            [_, _, ..] => 0,
+        let (vlan, len) = match rest {
+            [a, b, high, low, ..] if [*a, *b] == TPID_VLAN => {
+                (u16::from_be_bytes([*high, *low]) & 0xfff, ETHERNET_PREFIX)
+            }
+            [_, _, ..] => (0, ETHERNET_LEN),
             _ => return None,
         };
-        Some(Self { dst: Mac(dst), src: Mac(src), vlan })
+        Some(Self { dst: Mac(dst), src: Mac(src), vlan, len })
     }
 }
 
@@ -87,6 +91,8 @@ pub(crate) struct Frame<'a> {
     pub(crate) header: Header,
     /// The frame from its destination address on.
     pub(crate) data: GuestBuf<'a>,
+    /// How many of its bytes are the Ethernet header.
+    pub(crate) ethernet_len: usize,
     /// The two addresses to write in place of the frame's own.
     pub(crate) addresses: Option<[u8; 12]>,
 }

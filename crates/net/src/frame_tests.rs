@@ -28,9 +28,11 @@ fn tags_are_read() {
     let mut bytes = vec![1; 6];
     bytes.extend([2; 6]);
     bytes.extend([0x81, 0, 0xe0, 5, 8, 0]);
-    assert_eq!(Ethernet::parse(&bytes).unwrap().vlan, 5);
+    let tagged = Ethernet::parse(&bytes).unwrap();
+    assert_eq!((tagged.vlan, tagged.len), (5, 18));
     bytes[12] = 0x88;
-    assert_eq!(Ethernet::parse(&bytes).unwrap().vlan, 0);
+    let plain = Ethernet::parse(&bytes).unwrap();
+    assert_eq!((plain.vlan, plain.len), (0, 14));
     assert!(Ethernet::parse(&bytes[..13]).is_none());
 }
 

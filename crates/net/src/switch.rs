@@ -149,7 +149,7 @@ mod tests {
     }
 
     fn frame(src: u16, dst: u16) -> Ethernet {
-        Ethernet { src: mac(src), dst: mac(dst), vlan: 0 }
+        Ethernet { src: mac(src), dst: mac(dst), vlan: 0, len: 14 }
     }
 
     #[test]
@@ -166,12 +166,12 @@ mod tests {
     #[test]
     fn groups_are_flooded_and_never_learned() {
         let mut switch = Switch::new(2);
-        let broadcast = Ethernet { src: mac(1), dst: Mac([0xff; 6]), vlan: 0 };
+        let broadcast = Ethernet { src: mac(1), dst: Mac([0xff; 6]), vlan: 0, len: 14 };
         assert_eq!(switch.decide(&broadcast, 0, 0), Decision::Flood);
-        let forged = Ethernet { src: Mac([0xff; 6]), dst: mac(9), vlan: 0 };
+        let forged = Ethernet { src: Mac([0xff; 6]), dst: mac(9), vlan: 0, len: 14 };
         assert_eq!(switch.decide(&forged, 0, 0), Decision::Filter);
         assert_eq!(switch.table.len(), 1);
-        let pause = Ethernet { src: mac(1), dst: Mac([1, 0x80, 0xc2, 0, 0, 1]), vlan: 0 };
+        let pause = Ethernet { src: mac(1), dst: Mac([1, 0x80, 0xc2, 0, 0, 1]), vlan: 0, len: 14 };
         assert_eq!(switch.decide(&pause, 0, 0), Decision::Filter);
     }
 
@@ -214,7 +214,7 @@ mod tests {
             switch.decide(&frame(n, 0), 0, 0);
         }
         assert_eq!(switch.table.len(), MAX_PER_PORT);
-        let other = Ethernet { src: Mac([6; 6]), dst: mac(0), vlan: 0 };
+        let other = Ethernet { src: Mac([6; 6]), dst: mac(0), vlan: 0, len: 14 };
         assert_eq!(switch.decide(&other, 1, 0), Decision::To(0));
         assert_eq!(switch.learned, [MAX_PER_PORT, 1]);
         switch.forget_port(0);

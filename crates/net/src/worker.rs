@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use ringway_device::net::{NetDevice, Offloads};
 use ringway_memory::{GuestBuf, GuestSlice};
 use ringway_queue::{Burst, Chain, QueueError, ResumeState};
-use ringway_spec::net::{HDR_LEN, Header};
+use ringway_spec::net::{F_GUEST_CSUM, HDR_LEN, Header};
 use ringway_vhost::{Notifier, Running};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::io::Errno;
@@ -37,8 +37,9 @@ use crate::switch::Switch;
 
 /// Chains, or frames of a tap, handled before the next ring's turn.
 const BURST: usize = 32;
-/// Rounds between two looks for readable taps while busy.
+/// Rounds between two looks for readable taps while busy, and while there is nothing to do, when rounds are short.
 const TAP_ROUNDS: u32 = 32;
+const IDLE_TAP_ROUNDS: u32 = 512;
 /// Rounds between two looks at the clock while busy.
 const CLOCK_ROUNDS: u32 = 256;
 /// How long to sleep at most if a ring has no kick: its front-end wants it to be polled.
@@ -68,10 +69,12 @@ impl PortSpec {
 
 /// What the control thread asks for.
 pub(crate) enum Command {
-    Start { port: usize, index: u16, vring: Running },
+    Start { port: usize, session: u64, index: u16, vring: Running },
     Stop { port: usize, index: u16, reply: SyncSender<ResumeState> },
     Enable { port: usize, index: u16, enabled: bool },
     SetCall { port: usize, index: u16, call: Notifier },
+    SetErr { port: usize, index: u16, err: Notifier },
+    Sync { reply: SyncSender<()> },
     Forget { port: usize },
     Quit,
 }
@@ -114,6 +117,14 @@ impl Mailbox {
             self.signal.raise();
         }
     }
+
+    /// Waits until the worker has carried out what was sent before; not long, it does so between two rounds.
+    pub(crate) fn wait(&self) {
+        let (reply, answer) = std::sync::mpsc::sync_channel(1);
+        self.send(Command::Sync { reply });
+        // A worker that has quit has nothing left to carry out.
+        let _ = answer.recv();
+    }
 }
 
 /// What a worker counts beside its ports' counters.
@@ -150,6 +161,10 @@ impl Worker {
         for (index, port) in ports.iter().enumerate() {
             if let PortKind::Tap { tap, .. } = &port.kind {
                 watch(&epoll, tap.as_fd(), Token::Tap(index))?;
+                if forward == Forward::Switch {
+                    // It has many receivers: a checksum can be completed for who needs it, a frame not be cut.
+                    tap.set_offloads(Offloads::new(F_GUEST_CSUM, None))?;
+                }
             }
         }
         let port_counters = ports.iter().map(|p| Arc::clone(&p.counters)).collect();
@@ -173,6 +188,7 @@ impl Worker {
             tap_buffer: TapBuffer::default(),
             start: Instant::now(),
             rounds: 0,
+            is_busy: false,
         };
         let thread = std::thread::Builder::new().name("worker".into()).spawn(move || thread.run())?;
         let mailbox = Mailbox { commands, signal };
@@ -283,6 +299,8 @@ struct Loop {
     tap_buffer: TapBuffer,
     start: Instant,
     rounds: u32,
+    /// The last round had something to do.
+    is_busy: bool,
 }
 
 impl Loop {
@@ -293,7 +311,8 @@ impl Loop {
                 return;
             }
             self.rounds = self.rounds.wrapping_add(1);
-            if self.round() > 0 {
+            self.is_busy = self.round() > 0;
+            if self.is_busy {
                 idle_since = None;
                 if self.rounds.is_multiple_of(CLOCK_ROUNDS) {
                     self.tell_time(Instant::now());
@@ -323,7 +342,9 @@ impl Loop {
     fn obey(&mut self) -> bool {
         while let Ok(command) = self.inbox.try_recv() {
             match command {
-                Command::Start { port, index, vring } => self.start_vring(port, index, vring),
+                Command::Start { port, session, index, vring } => {
+                    self.start_vring(port, session, index, vring);
+                }
                 Command::Stop { port, index, reply } => {
                     // The session waits for the answer.
                     let _ = reply.send(self.stop_vring(port, index));
@@ -332,6 +353,11 @@ impl Loop {
                     self.fabric.guest(port).enable(index, enabled);
                 }
                 Command::SetCall { port, index, call } => self.fabric.guest(port).set_call(index, call),
+                Command::SetErr { port, index, err } => self.fabric.guest(port).set_err(index, err),
+                Command::Sync { reply } => {
+                    // The session waits for it.
+                    let _ = reply.send(());
+                }
                 Command::Forget { port } => self.fabric.switch.forget_port(port),
                 Command::Quit => return true,
             }
@@ -339,24 +365,20 @@ impl Loop {
         false
     }
 
-    fn start_vring(&mut self, port: usize, index: u16, vring: Running) {
+    fn start_vring(&mut self, port: usize, session: u64, index: u16, mut vring: Running) {
         if let Some(kick) = &vring.kick
-            && let Err(errno) = watch(&self.epoll, kick.as_fd(), Token::Kick(port))
+            && watch(&self.epoll, kick.as_fd(), Token::Kick(port)).is_err()
         {
-            // Not a file descriptor that can be waited for. The ring is served while others keep us awake.
-            tracing::warn!("vring {index}: its kick cannot be waited for: {errno}");
+            // The kernel has no more room for watches: the ring is polled instead.
+            vring.kick = None;
         }
         let guest = self.fabric.guest(port);
-        if !guest.is_attached() {
-            guest.counters.sessions.add(1);
-        }
-        guest.start(index, vring);
+        guest.start(session, index, vring);
         let offloads = guest.offloads();
         self.set_tap_offloads(offloads);
     }
 
-    /// On a wire the tap gives what its one receiver takes. A switch's tap has many receivers, and gives whole
-    /// frames.
+    /// On a wire the tap gives what its one receiver takes.
     fn set_tap_offloads(&self, offloads: Offloads) {
         for port in &self.fabric.ports {
             if let PortKind::Tap { tap, .. } = &port.kind
@@ -383,7 +405,8 @@ impl Loop {
 
     /// Polls every port once; returns how much there was to do.
     fn round(&mut self) -> usize {
-        if self.rounds.is_multiple_of(TAP_ROUNDS) && self.has_taps() {
+        let tap_rounds = if self.is_busy { TAP_ROUNDS } else { IDLE_TAP_ROUNDS };
+        if self.rounds.is_multiple_of(tap_rounds) && self.has_taps() {
             self.wait(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
         }
         let mut work = 0;
@@ -394,9 +417,9 @@ impl Loop {
                 PortKind::Tap { is_ready: false, .. } => 0,
             };
         }
-        for port in &mut self.fabric.ports {
-            if let PortKind::Guest(guest) = &mut port.kind {
-                guest.publish();
+        for port in 0..self.fabric.ports.len() {
+            if self.fabric.ports[port].guest().is_some_and(GuestPort::publish) {
+                self.fabric.check_memory(port);
             }
         }
         work
@@ -433,15 +456,17 @@ impl Loop {
         let format =
             TxFormat { offloads: guest.offloads(), header_len: guest.header_len(), enabled: vring.enabled };
         let count = self.forward_burst(port, &mut vring, format);
-        let is_intact = count == Ok(0) || vring.queue.is_memory_intact();
         self.fabric.guest(port).tx[pair] = Some(vring);
-        if !is_intact {
-            self.fabric.memory_fault(port);
+        match count {
+            Ok(count) => {
+                self.fabric.check_memory(port);
+                count
+            }
+            Err(error) => {
+                self.fabric.fail(port, pair as u16 * 2 + 1, error);
+                0
+            }
         }
-        count.unwrap_or_else(|error| {
-            self.fabric.fail(port, pair as u16 * 2 + 1, error);
-            0
-        })
     }
 
     fn forward_burst(
@@ -506,7 +531,11 @@ impl Loop {
                 continue;
             };
             let slices = [GuestSlice::from_mut(bytes)];
-            fabric.forward(port, &ethernet, Frame { header, data: GuestBuf::new(&slices), addresses: None });
+            fabric.forward(
+                port,
+                &ethernet,
+                Frame { header, data: GuestBuf::new(&slices), ethernet_len: ethernet.len, addresses: None },
+            );
         }
         work
     }
@@ -521,7 +550,9 @@ impl Loop {
         while count < BURST {
             generator.frame[ETHERNET_LEN..][..8].copy_from_slice(&generator.number.to_be_bytes());
             let slices = [GuestSlice::from_mut(&mut generator.frame)];
-            let frame = Frame { header: Header::default(), data: GuestBuf::new(&slices), addresses: None };
+            let data = GuestBuf::new(&slices);
+            let frame =
+                Frame { header: Header::default(), data, ethernet_len: ETHERNET_LEN, addresses: None };
             match guest.deliver(frame, scratch) {
                 Ok(()) => {}
                 Err(Undelivered::Failed(index, error)) => {
@@ -547,12 +578,20 @@ impl Loop {
         let awaits_buffers = matches!(self.fabric.forward, Forward::Generate(_));
         let mut is_pending = false;
         let mut is_polled = false;
-        for (index, vring) in self.fabric.ports.iter_mut().filter_map(Port::guest).flat_map(GuestPort::vrings)
-        {
-            let is_tx_or_control = !index.is_multiple_of(2) || awaits_buffers;
-            if is_tx_or_control {
-                is_pending |= vring.queue.arm();
-                is_polled |= vring.kick.is_none();
+        let mut arm = |vring: &mut Vring| {
+            is_pending |= vring.queue.arm();
+            is_polled |= vring.kick.is_none();
+        };
+        for guest in self.fabric.ports.iter_mut().filter_map(Port::guest) {
+            guest.senders().for_each(&mut arm);
+            if awaits_buffers {
+                guest.starved().for_each(&mut arm);
+            }
+        }
+        // A ring in memory that was taken away looks empty.
+        for port in 0..self.fabric.ports.len() {
+            if self.fabric.ports[port].guest().is_some() {
+                self.fabric.check_memory(port);
             }
         }
         if !is_pending {
@@ -623,6 +662,6 @@ impl TxFormat {
         let sent: Header = zerocopy::transmute!(*head);
         let ethernet = Ethernet::parse(rest).ok_or(DropReason::Malformed)?;
         let header = self.offloads.check_sent(sent, data.len())?;
-        Ok((ethernet, Frame { header, data, addresses: None }))
+        Ok((ethernet, Frame { header, data, ethernet_len: ethernet.len, addresses: None }))
     }
 }

@@ -142,6 +142,8 @@ pub struct DeviceQueue {
     memory: Arc<MemoryTable>,
     /// Set by the first error; no chain is taken after.
     failed: Option<QueueError>,
+    /// The error has been returned.
+    is_told: bool,
     /// Taken, and neither completed nor given back.
     in_flight: u16,
 }
@@ -159,7 +161,13 @@ impl DeviceQueue {
             return Err(ConfigError::BadSize(config.size));
         }
         let ring = split::DeviceRing::new(config.size, config.features, config.areas, config.resume);
-        Ok(Self { ring: Ring::Split(ring), memory: config.memory, failed: None, in_flight: 0 })
+        Ok(Self {
+            ring: Ring::Split(ring),
+            memory: config.memory,
+            failed: None,
+            is_told: false,
+            in_flight: 0,
+        })
     }
 
     /// Number of descriptors.
@@ -174,15 +182,18 @@ impl DeviceQueue {
     }
 
     /// Takes up to `max` chains and appends them to `burst`, which holds chains of this queue only. Returns how
-    /// many, 0 if none is available.
+    /// many, 0 if none is available. No more are in flight than the queue has descriptors.
     ///
     /// # Errors
     /// [`QueueError`] for a malformed chain, once the chains before it were taken; from then on, always.
     #[inline]
     pub fn take(&mut self, burst: &mut Burst, max: usize) -> Result<usize, QueueError> {
         if let Some(error) = self.failed {
+            self.is_told = true;
             return Err(error);
         }
+        // A driver may make more available before it sees anything used, but not have it taken.
+        let max = max.min(usize::from(self.size() - self.in_flight));
         let before = burst.len();
         burst.begin(&self.memory);
         let Ring::Split(ring) = &mut self.ring;
@@ -191,7 +202,8 @@ impl DeviceQueue {
         self.in_flight += taken as u16;
         if let Err(error) = result {
             self.failed = Some(error);
-            if taken == 0 {
+            self.is_told = taken == 0;
+            if self.is_told {
                 return Err(error);
             }
         }
@@ -227,11 +239,15 @@ impl DeviceQueue {
         ring.publish()
     }
 
-    /// Whether a chain is available. Looks at the ring, changes nothing.
+    /// Whether [`DeviceQueue::take`] has something to give: a chain, or an error not told yet. Looks at the ring,
+    /// changes nothing.
     #[inline]
     pub fn has_available(&self) -> bool {
         let Ring::Split(ring) = &self.ring;
-        self.failed.is_none() && ring.has_available()
+        match self.failed {
+            None => ring.has_available(),
+            Some(_) => !self.is_told,
+        }
     }
 
     /// Asks the driver for a kick at the next chain it makes available. Returns whether one is available

@@ -83,7 +83,7 @@ pub(crate) struct Net {
     ///
     /// tap:IFNAME is an interface of this host, created if it does not exist. The others are for tests and
     /// benchmarks: sink reads frames and drops them; echo returns each frame with its addresses swapped;
-    /// generate[:SIZE] sends broadcast frames of SIZE bytes (60) as fast as the guest takes them.
+    /// generate, or generate:SIZE, sends broadcast frames of SIZE bytes (60) as fast as the guest takes them.
     #[arg(long, value_name = "tap:IFNAME|sink|echo|generate[:SIZE]", default_value = "sink")]
     pub(crate) uplink: Uplink,
 

@@ -19,24 +19,27 @@ use tracing::{error, warn};
 /// The longest wait at a time.
 const MAX_WAIT: Duration = Duration::from_mins(1);
 
-/// Signals, as file descriptors to poll.
-struct Signals {
+/// Signals, as file descriptors to poll. Installed before the first socket is made: whoever sees a socket may
+/// send a signal.
+pub(crate) struct Signals {
     end: UnixStream,
     print: UnixStream,
 }
 
 impl Signals {
-    fn install() -> std::io::Result<Self> {
-        let pipe = |signals: &[i32]| {
-            let (read, write) = UnixStream::pair()?;
-            read.set_nonblocking(true)?;
-            for &signal in signals {
-                signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
-            }
-            Ok::<_, std::io::Error>(read)
-        };
+    pub(crate) fn install() -> std::io::Result<Self> {
         Ok(Self { end: pipe(&[SIGTERM, SIGINT])?, print: pipe(&[SIGUSR1])? })
     }
+}
+
+/// A stream that becomes readable when one of these signals comes.
+fn pipe(signals: &[i32]) -> std::io::Result<UnixStream> {
+    let (read, write) = UnixStream::pair()?;
+    read.set_nonblocking(true)?;
+    for &signal in signals {
+        signal_hook::low_level::pipe::register(signal, write.try_clone()?)?;
+    }
+    Ok(read)
 }
 
 /// Serves until a signal ends it, or until no front-end can come any more. Prints the counters in the end.
@@ -44,8 +47,8 @@ pub(crate) fn serve(
     mut endpoints: Vec<Endpoint<GuestDevice>>,
     worker: &Worker,
     names: &[String],
+    signals: &Signals,
 ) -> Result<()> {
-    let signals = Signals::install().context("cannot install signal handlers")?;
     loop {
         for endpoint in &mut endpoints {
             endpoint.turn();
@@ -56,7 +59,7 @@ pub(crate) fn serve(
         if endpoints.iter().all(Endpoint::is_spent) {
             break;
         }
-        wait(&endpoints, worker, &signals).context("cannot wait for events")?;
+        wait(&endpoints, worker, signals).context("cannot wait for events")?;
         if has_come(&signals.end) {
             break;
         }
@@ -97,12 +100,14 @@ fn has_come(mut signal: &UnixStream) -> bool {
 /// Acts on what the worker tells. Each is one line of the log.
 fn obey(event: Event, endpoints: &mut [Endpoint<GuestDevice>], names: &[String]) {
     match event {
-        Event::QueueFailed { port, index, error } => {
-            warn!("port {}: vring {index} is stopped until the driver resets it: {error}", names[port]);
+        Event::QueueFailed { port, session, index, error } => {
+            if endpoints[port].device().session() == session {
+                warn!("port {}: vring {index} is stopped until the driver resets it: {error}", names[port]);
+            }
         }
-        Event::MemoryFault { port } => {
-            if let Some(endpoint) = endpoints.get_mut(port) {
-                endpoint.cut_off("the front-end took away memory that it had shared");
+        Event::MemoryFault { port, session } => {
+            if endpoints[port].device().session() == session {
+                endpoints[port].cut_off("the front-end took away memory that it had shared");
             }
         }
         Event::TapFailed { port, error } => error!("port {}: the interface is gone: {error}", names[port]),

@@ -12,6 +12,7 @@ use ringway_net::worker::{PortSpec, Worker};
 use ringway_net::{Forward, Mac, Tap};
 use ringway_vhost::endpoint::{Endpoint, Source};
 
+use crate::serve::Signals;
 use crate::{args, inherit, serve};
 
 /// What `--print-capabilities` prints (`docs/interop/vhost-user.json` of QEMU).
@@ -28,6 +29,7 @@ struct Guest {
 
 /// `ringway switch`.
 pub(crate) fn switch(args: &args::Switch) -> Result<()> {
+    let signals = signals()?;
     let mut names = HashSet::new();
     let mut guests = Vec::new();
     for port in &args.ports {
@@ -43,11 +45,12 @@ pub(crate) fn switch(args: &args::Switch) -> Result<()> {
         let settings = settings(port.mac, port.mtu, port.queues, false);
         guests.push(Guest { name: port.name.clone(), source, settings });
     }
-    run(guests, args.uplink.as_deref(), Forward::Switch, &args.worker)
+    run(guests, args.uplink.as_deref(), Forward::Switch, &args.worker, &signals)
 }
 
 /// `ringway net`.
 pub(crate) fn net(args: &args::Net) -> Result<()> {
+    let signals = signals()?;
     let source = match (&args.socket_path, args.fd) {
         (Some(path), None) => listen("net", path)?,
         (None, Some(fd)) => inherit::socket(fd)?,
@@ -63,7 +66,7 @@ pub(crate) fn net(args: &args::Net) -> Result<()> {
     // guest takes.
     let segmentation = matches!(forward, Forward::Wire | Forward::Sink);
     let settings = settings(args.mac, args.mtu, args.queues, segmentation);
-    run(vec![Guest { name: "net".into(), source, settings }], tap, forward, &args.worker)
+    run(vec![Guest { name: "net".into(), source, settings }], tap, forward, &args.worker, &signals)
 }
 
 fn settings(mac: Option<Mac>, mtu: Option<u16>, max_pairs: u16, segmentation: bool) -> Settings {
@@ -79,8 +82,19 @@ fn listen(name: &str, path: &Path) -> Result<Source> {
     })
 }
 
+/// Signals are watched from the start on.
+fn signals() -> Result<Signals> {
+    Signals::install().context("cannot install signal handlers")
+}
+
 /// Starts the worker and serves until the end.
-fn run(guests: Vec<Guest>, tap: Option<&str>, forward: Forward, worker: &args::Worker) -> Result<()> {
+fn run(
+    guests: Vec<Guest>,
+    tap: Option<&str>,
+    forward: Forward,
+    worker: &args::Worker,
+    signals: &Signals,
+) -> Result<()> {
     let mut names = Vec::new();
     let mut specs = Vec::new();
     let mut devices = Vec::new();
@@ -106,5 +120,5 @@ fn run(guests: Vec<Guest>, tap: Option<&str>, forward: Forward, worker: &args::W
             Endpoint::new(guest.name, guest.source, device)
         })
         .collect();
-    serve::serve(endpoints, &worker, &names)
+    serve::serve(endpoints, &worker, &names, signals)
 }

@@ -5,5 +5,7 @@
 pub mod dpdk;
 pub mod frontend;
 pub mod guest;
+pub mod hostile;
+pub mod netns;
 pub mod process;
 pub mod server;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 
 use crate::process::Process;
@@ -179,7 +179,8 @@ impl Counters {
                 counters.ports.insert(name.to_owned(), values);
             }
         }
-        if counters.ports.is_empty() { bail!("no counters in {text:?}") } else { Ok(counters) }
+        ensure!(!counters.ports.is_empty(), "no counters in {text:?}");
+        Ok(counters)
     }
 
     /// A counter of a port.

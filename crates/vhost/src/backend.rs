@@ -22,7 +22,10 @@ use crate::message::{
     protocol_feature as pf,
 };
 use crate::socket::Message;
-use crate::vring::{Kick, Notifier, Running, Vring};
+use crate::vring::{Kick, Notifier, Running, Vring, check_kick};
+
+/// The longest configuration space, in bytes (`VHOST_USER_MAX_CONFIG_SIZE`).
+const MAX_CONFIG: u32 = 256;
 
 /// The most memory regions of a session: what QEMU asks for at most.
 pub const MAX_REGIONS: usize = 509;
@@ -74,6 +77,9 @@ pub trait Device {
         false
     }
 
+    /// Whether this vring exists by what was negotiated.
+    fn has_vring(&self, index: u16) -> bool;
+
     /// A vring runs from now on. The device looks at the ring at once: a kick may have come before.
     fn start_vring(&mut self, index: u16, vring: Running);
 
@@ -83,8 +89,12 @@ pub trait Device {
     /// A running vring is enabled or disabled.
     fn enable_vring(&mut self, index: u16, enabled: bool);
 
-    /// Another call file descriptor for a running vring.
+    /// Another call file descriptor for a running vring. It is signalled once: a call may have gone to the one
+    /// before.
     fn set_call(&mut self, index: u16, call: Notifier);
+
+    /// Another err file descriptor for a running vring.
+    fn set_err(&mut self, index: u16, err: Notifier);
 }
 
 /// Why a request is refused.
@@ -131,9 +141,21 @@ pub enum RequestError {
     /// The device refuses the value.
     #[error("the device does not allow it")]
     Refused,
+    /// A kick, call or err that is no file of events.
+    #[error("its file descriptor is no event counter, pipe or socket")]
+    NotAnEvent,
+    /// The vring cannot start with what was negotiated.
+    #[error("vring {0} does not exist by the features negotiated")]
+    NotNegotiatedVring(u16),
     /// A system call failed.
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+impl From<rustix::io::Errno> for RequestError {
+    fn from(errno: rustix::io::Errno) -> Self {
+        Self::Io(errno.into())
+    }
 }
 
 /// Why a session ends.
@@ -154,6 +176,8 @@ pub enum SessionError {
 
 /// A session with one front-end.
 pub struct Session<D: Device> {
+    /// How the user calls it.
+    name: String,
     device: D,
     vrings: Vec<Vring>,
     memory: Arc<MemoryTable>,
@@ -165,10 +189,12 @@ pub struct Session<D: Device> {
 }
 
 impl<D: Device> Session<D> {
-    /// A new session: all vrings stopped and disabled.
-    pub fn new(device: D) -> Self {
+    /// A new session: all vrings stopped and disabled. `name` is how the user calls it.
+    pub fn new(name: &str, device: D) -> Self {
+        let name = name.to_owned();
         let vrings = (0..device.max_queues()).map(|_| Vring::default()).collect();
         Self {
+            name,
             device,
             vrings,
             memory: Arc::default(),
@@ -213,7 +239,7 @@ impl<D: Device> Session<D> {
             Ok(None) if self.wants_ack(&header) => Ok(Some(header.reply(U64::new(0).as_bytes()))),
             Ok(None) => Ok(None),
             Err(error) if self.wants_ack(&header) => {
-                tracing::warn!("{} refused: {error}", name(header.request));
+                tracing::warn!("port {}: {} refused: {error}", self.name, name(header.request));
                 Ok(Some(header.reply(U64::new(1).as_bytes())))
             }
             Err(error) => Err(SessionError::Request { request: name(header.request), error }),
@@ -261,7 +287,7 @@ impl<D: Device> Session<D> {
             Request::GetVringBase { index } => return self.get_vring_base(index).map(Some),
             Request::SetVringKick { index, fd } => self.set_vring_kick(index, fd)?,
             Request::SetVringCall { index, fd } => self.set_vring_call(index, fd)?,
-            Request::SetVringErr { index, fd } => self.vring(index)?.1.err = Notifier::new(fd)?,
+            Request::SetVringErr { index, fd } => self.set_vring_err(index, fd)?,
             Request::SetVringEnable { index, enable } => self.set_vring_enable(index, enable)?,
 
             Request::NetSetMtu(mtu) => {
@@ -275,7 +301,10 @@ impl<D: Device> Session<D> {
                 self.backend_channel = Some(fd);
             }
             Request::GetConfig { offset, size, flags } => {
-                self.require(pf::CONFIG)?;
+                if !self.has_protocol(pf::CONFIG) || offset.saturating_add(size) > MAX_CONFIG {
+                    // The question is answered, with nothing.
+                    return Ok(Some(Vec::new()));
+                }
                 let mut bytes = vec![0; size as usize];
                 self.device.read_config(offset as usize, &mut bytes);
                 let head = [offset, size, flags].map(U32::new);
@@ -305,6 +334,7 @@ impl<D: Device> Session<D> {
 
     fn set_features(&mut self, features: u64) -> Result<(), RequestError> {
         if self.features == Some(features) {
+            self.enable_all_unless(features & F_PROTOCOL_FEATURES != 0);
             return Ok(());
         }
         // What a ring is made of depends on the features: those that run start over.
@@ -312,12 +342,18 @@ impl<D: Device> Session<D> {
         self.features = None;
         self.device.ack_features(features & !F_PROTOCOL_FEATURES).map_err(RequestError::Features)?;
         self.features = Some(features);
-        if features & F_PROTOCOL_FEATURES == 0 {
-            for vring in &mut self.vrings {
-                vring.enabled = true;
+        self.enable_all_unless(features & F_PROTOCOL_FEATURES != 0);
+        self.start_ready()
+    }
+
+    /// Enables all rings, unless the front-end will say itself which.
+    fn enable_all_unless(&mut self, says_which: bool) {
+        for (index, vring) in (0..).zip(&mut self.vrings).filter(|_| !says_which) {
+            let was_enabled = std::mem::replace(&mut vring.enabled, true);
+            if vring.is_running && !was_enabled {
+                self.device.enable_vring(index, true);
             }
         }
-        self.start_ready()
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<(), RequestError> {
@@ -379,9 +415,13 @@ impl<D: Device> Session<D> {
         self.replace_memory(left)
     }
 
-    /// Rings that run go on in the new memory; their areas may have moved.
+    /// Rings that run go on in the new memory; their areas may have moved. Memory that a running ring is not in
+    /// is refused, and the old one stays.
     fn replace_memory(&mut self, regions: Vec<Region>) -> Result<(), RequestError> {
         let table = Arc::new(MemoryTable::new(regions)?);
+        for vring in self.vrings.iter().filter(|v| v.is_running) {
+            vring.resolve(&table)?;
+        }
         self.pause_all();
         self.memory = table;
         self.start_ready()
@@ -438,6 +478,9 @@ impl<D: Device> Session<D> {
     }
 
     fn set_vring_kick(&mut self, index: u32, fd: Option<OwnedFd>) -> Result<(), RequestError> {
+        if let Some(fd) = &fd {
+            check_kick(fd)?;
+        }
         let (index, vring) = self.vring(index)?;
         vring.kick = Some(fd.map_or(Kick::Polled, Kick::Fd));
         self.pause(index);
@@ -450,6 +493,16 @@ impl<D: Device> Session<D> {
         if vring.is_running {
             let call = vring.call.try_clone()?;
             self.device.set_call(at, call);
+        }
+        Ok(())
+    }
+
+    fn set_vring_err(&mut self, index: u32, fd: Option<OwnedFd>) -> Result<(), RequestError> {
+        let (at, vring) = self.vring(index)?;
+        vring.err = Notifier::new(fd)?;
+        if vring.is_running {
+            let err = vring.err.try_clone()?;
+            self.device.set_err(at, err);
         }
         Ok(())
     }
@@ -470,18 +523,29 @@ impl<D: Device> Session<D> {
         self.features.filter(|_| is_live || !self.has_protocol(pf::STATUS))
     }
 
-    /// Starts the rings that are complete and do not run.
+    /// Starts the rings that are complete and do not run. One that cannot start holds no other up: it needs
+    /// another kick file descriptor before it is tried again, and the first error is returned.
     fn start_ready(&mut self) -> Result<(), RequestError> {
         let Some(features) = self.may_run() else { return Ok(()) };
+        let mut result = Ok(());
         for (index, vring) in (0..).zip(&mut self.vrings) {
-            if !vring.is_running
-                && vring.is_complete()
-                && let Some(running) = vring.start(features, &self.memory)?
-            {
-                self.device.start_vring(index, running);
+            if vring.is_running || !vring.is_complete() {
+                continue;
+            }
+            let started = if self.device.has_vring(index) {
+                vring.start(features, &self.memory)
+            } else {
+                Err(RequestError::NotNegotiatedVring(index))
+            };
+            match started {
+                Ok(running) => self.device.start_vring(index, running),
+                Err(error) => {
+                    vring.kick = None;
+                    result = result.and(Err(error));
+                }
             }
         }
-        Ok(())
+        result
     }
 
     /// Stops a ring, if it runs, and keeps where it was.

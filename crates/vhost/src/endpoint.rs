@@ -86,7 +86,7 @@ fn connect(path: &Path) -> Result<UnixStream, Errno> {
 
 enum State<D: Device> {
     Waiting(D),
-    Attached(Session<D>, Socket),
+    Attached(Box<Session<D>>, Socket),
     /// Between two states, inside a method.
     Moving,
 }
@@ -96,8 +96,9 @@ pub struct Endpoint<D: Device> {
     name: String,
     source: Source,
     state: State<D>,
+    /// When to connect, or to accept, after a failure.
     next_try: Instant,
-    /// The last failure to connect has been told.
+    /// The last failure to connect or to accept has been told.
     told: bool,
 }
 
@@ -134,7 +135,7 @@ impl<D: Device> Endpoint<D> {
     /// What to poll for.
     pub fn interests(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
         let listener = match &self.source {
-            Source::Listen(listener, _) => Some((listener.as_fd(), PollFlags::IN)),
+            Source::Listen(listener, _) if !self.told => Some((listener.as_fd(), PollFlags::IN)),
             _ => None,
         };
         let socket = match &self.state {
@@ -150,7 +151,12 @@ impl<D: Device> Endpoint<D> {
     /// When to call [`Endpoint::turn`] even if nothing is ready.
     pub fn next_try(&self) -> Option<Instant> {
         let waits = matches!(self.state, State::Waiting(_));
-        (waits && matches!(self.source, Source::Connect(_) | Source::Connected(_))).then_some(self.next_try)
+        let tries = match self.source {
+            Source::Connect(_) | Source::Connected(_) => waits,
+            Source::Listen(..) => self.told,
+            Source::Spent => false,
+        };
+        tries.then_some(self.next_try)
     }
 
     /// Does what can be done now.
@@ -158,10 +164,20 @@ impl<D: Device> Endpoint<D> {
         // The session first: a front-end that has gone makes room for one that waits.
         self.serve();
         match &mut self.source {
+            Source::Listen(..) if self.told && Instant::now() < self.next_try => {}
             Source::Listen(listener, _) => match listener.accept() {
                 Ok((stream, _)) => self.attach(stream),
-                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-                Err(e) => warn!("port {}: cannot accept a front-end: {e}", self.name),
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                    self.told = false;
+                }
+                // Out of file descriptors, most likely: the front-end waits, and so do we.
+                Err(e) => {
+                    if !self.told {
+                        warn!("port {}: cannot accept a front-end, trying on: {e}", self.name);
+                    }
+                    self.told = true;
+                    self.next_try = Instant::now() + RETRY;
+                }
             },
             Source::Connect(path) => {
                 if matches!(self.state, State::Waiting(_)) && Instant::now() >= self.next_try {
@@ -194,6 +210,7 @@ impl<D: Device> Endpoint<D> {
     }
 
     fn attach(&mut self, stream: UnixStream) {
+        self.let_go_of_the_gone();
         if self.is_attached() {
             // One vhost-user socket is one device. A front-end that finds it taken is told by the close.
             warn!("port {}: a second front-end was turned away, one is attached", self.name);
@@ -204,11 +221,21 @@ impl<D: Device> Endpoint<D> {
                 info!("port {}: front-end attached", self.name);
                 self.told = false;
                 if let State::Waiting(device) = std::mem::replace(&mut self.state, State::Moving) {
-                    self.state = State::Attached(Session::new(device), socket);
+                    self.state = State::Attached(Box::new(Session::new(&self.name, device)), socket);
                 }
                 self.serve();
             }
             Err(e) => warn!("port {}: {e}", self.name),
+        }
+    }
+
+    /// Ends the session of a front-end that has hung up, whatever it has said before.
+    fn let_go_of_the_gone(&mut self) {
+        if let State::Attached(_, socket) = &self.state
+            && socket.has_hung_up()
+        {
+            info!("port {}: front-end detached", self.name);
+            self.detach();
         }
     }
 
@@ -229,13 +256,22 @@ impl<D: Device> Endpoint<D> {
                 info!("port {}: front-end detached", self.name);
                 self.detach();
             }
-            Err(Ended::Socket(SocketError::Io(e))) if e.kind() == io::ErrorKind::ConnectionReset => {
+            Err(Ended::Socket(SocketError::Io(e)))
+                if matches!(e.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) =>
+            {
                 info!("port {}: front-end gone", self.name);
                 self.detach();
             }
             Err(Ended::Socket(e)) => self.cut_off(&e.to_string()),
             Err(Ended::Session(e)) => self.cut_off(&e.to_string()),
         }
+    }
+}
+
+/// Rings that run are stopped: when an endpoint is gone, nothing of its front-end's is touched any more.
+impl<D: Device> Drop for Endpoint<D> {
+    fn drop(&mut self) {
+        self.detach();
     }
 }
 

@@ -279,7 +279,9 @@ impl Request {
             38 => {
                 let region = parts.region()?;
                 // Front-ends exist that send the region's file along; it is closed unused.
-                parts.fds.truncate(parts.fds.len().saturating_sub(1));
+                if parts.fds.len() == 1 {
+                    parts.fds.clear();
+                }
                 Self::RemMemReg(region)
             }
             39 => Self::SetStatus(parts.u64()?),

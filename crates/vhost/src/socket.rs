@@ -9,6 +9,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags};
 use thiserror::Error;
@@ -188,6 +189,13 @@ impl Socket {
             }
         }
         Ok(())
+    }
+
+    /// Whether the front-end has closed its end; what it sent before may still be unread.
+    pub fn has_hung_up(&self) -> bool {
+        let mut fds = [PollFd::new(&self.stream, PollFlags::empty())];
+        let no_wait = Timespec { tv_sec: 0, tv_nsec: 0 };
+        matches!(poll(&mut fds, Some(&no_wait)), Ok(1..)) && fds[0].revents().contains(PollFlags::HUP)
     }
 
     /// Whether replies are kept, to be sent when the socket is writable.

@@ -9,44 +9,80 @@
 //!
 //! Enabled is another matter: a running ring that is not enabled is served without side effects.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use ringway_memory::MemoryTable;
+use ringway_memory::{MemoryError, MemoryTable};
 use ringway_queue::{Areas, DeviceQueue, QueueConfig, ResumeState};
-use rustix::fs::OFlags;
+use rustix::event::epoll;
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::SendFlags;
 
 use crate::backend::RequestError;
 use crate::message::VringAddresses;
 
 /// An event file descriptor of the front-end that we write to: call or err. Without one, the front-end polls.
+///
+/// Whoever writes to it must not be made to wait, and its flags are the front-end's to change as well.
 #[derive(Debug, Default)]
-pub struct Notifier(Option<OwnedFd>);
+pub struct Notifier(Sink);
+
+#[derive(Debug, Default)]
+enum Sink {
+    #[default]
+    Nobody,
+    /// An event counter, or a pipe opened anew, with flags of our own. A counter makes a writer wait only at its
+    /// limit of 2⁶⁴ - 2.
+    File(OwnedFd),
+    /// A socket (User-Mode Linux has one), which can be asked for each write not to wait.
+    Socket(OwnedFd),
+}
 
 impl Notifier {
-    /// Takes the file descriptor over. It is made non-blocking, since a front-end could hand us a pipe that it
-    /// never reads (User-Mode Linux does hand us a pipe), or an event counter at its limit.
+    /// Takes the file descriptor over: an event counter, a pipe, or a socket.
     ///
     /// # Errors
-    /// The kernel's.
-    pub fn new(fd: Option<OwnedFd>) -> std::io::Result<Self> {
-        if let Some(fd) = &fd {
-            let flags = rustix::fs::fcntl_getfl(fd)?;
-            if !flags.contains(OFlags::NONBLOCK) {
-                rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK)?;
+    /// [`RequestError::NotAnEvent`] for any other file, [`RequestError::Io`].
+    pub(crate) fn new(fd: Option<OwnedFd>) -> Result<Self, RequestError> {
+        let Some(fd) = fd else { return Ok(Self(Sink::Nobody)) };
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        match FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) {
+            FileType::Fifo => {
+                let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                Ok(Self(Sink::File(rustix::fs::open(path, flags, Mode::empty())?)))
             }
+            FileType::Socket => Ok(Self(Sink::Socket(fd))),
+            _ if std::fs::read_link(path)?.as_os_str() == "anon_inode:[eventfd]" => {
+                let flags = rustix::fs::fcntl_getfl(&fd)?;
+                if !flags.contains(OFlags::NONBLOCK) {
+                    rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
+                }
+                Ok(Self(Sink::File(fd)))
+            }
+            _ => Err(RequestError::NotAnEvent),
         }
-        Ok(Self(fd))
     }
 
     /// Signals the front-end. Returns whether there was someone to signal.
     pub fn notify(&self) -> bool {
+        let one = 1u64.to_ne_bytes();
         // A full pipe or counter has a signal pending already; any other failure is the front-end's loss.
-        self.0.as_ref().is_some_and(|fd| rustix::io::write(fd, &1u64.to_ne_bytes()).is_ok())
+        match &self.0 {
+            Sink::Nobody => false,
+            Sink::File(fd) => rustix::io::write(fd, &one).is_ok(),
+            Sink::Socket(fd) => {
+                rustix::net::send(fd, &one, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).is_ok()
+            }
+        }
     }
 
     pub(crate) fn try_clone(&self) -> std::io::Result<Self> {
-        self.0.as_ref().map(|fd| fd.as_fd().try_clone_to_owned()).transpose().map(Self)
+        Ok(Self(match &self.0 {
+            Sink::Nobody => Sink::Nobody,
+            Sink::File(fd) => Sink::File(fd.try_clone()?),
+            Sink::Socket(fd) => Sink::Socket(fd.try_clone()?),
+        }))
     }
 }
 
@@ -62,6 +98,15 @@ pub struct Running {
     pub err: Notifier,
     /// Whether it is served with side effects.
     pub enabled: bool,
+}
+
+/// Checks that a kick can be waited for.
+pub(crate) fn check_kick(fd: &OwnedFd) -> Result<(), RequestError> {
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    match epoll::add(&epoll, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN) {
+        Err(Errno::PERM) => Err(RequestError::NotAnEvent),
+        other => Ok(other?),
+    }
 }
 
 /// How the front-end said it will kick.
@@ -100,27 +145,24 @@ impl Vring {
         self.num.is_some() && self.addresses.is_some() && self.kick.is_some()
     }
 
-    /// Starts a complete ring; `None` if it is not complete.
+    /// Where the ring's areas are; the ring is complete.
+    pub(crate) fn resolve(&self, memory: &MemoryTable) -> Result<Areas, MemoryError> {
+        let (Some(size), Some(at)) = (self.num, self.addresses) else { unreachable!("a complete ring") };
+        Areas::resolve_split(memory, size, at.descriptor, at.driver, at.device)
+    }
+
+    /// Starts a complete ring.
     pub(crate) fn start(
         &mut self,
         features: u64,
         memory: &Arc<MemoryTable>,
-    ) -> Result<Option<Running>, RequestError> {
-        let (Some(size), Some(at), Some(kick)) = (self.num, self.addresses, &self.kick) else {
-            return Ok(None);
-        };
-        let areas = Areas::resolve_split(memory, size, at.descriptor, at.driver, at.device)?;
+    ) -> Result<Running, RequestError> {
+        let (Some(size), Some(kick)) = (self.num, &self.kick) else { unreachable!("a complete ring") };
+        let areas = self.resolve(memory)?;
         let memory = Arc::clone(memory);
         let queue = DeviceQueue::start(QueueConfig { size, features, areas, memory, resume: self.resume })?;
-        let kick = kick.try_clone()?;
-        let running = Running {
-            queue,
-            kick,
-            call: self.call.try_clone()?,
-            err: self.err.try_clone()?,
-            enabled: self.enabled,
-        };
+        let (kick, call, err) = (kick.try_clone()?, self.call.try_clone()?, self.err.try_clone()?);
         self.is_running = true;
-        Ok(Some(running))
+        Ok(Running { queue, kick, call, err, enabled: self.enabled })
     }
 }

@@ -9,9 +9,6 @@ use ringway_spec::net::{
 };
 use thiserror::Error;
 
-/// Length of an Ethernet header with a VLAN tag: what a frame may have beyond the MTU.
-const ETHERNET_MAX: usize = 18;
-
 /// What a driver negotiated of checksums, segmentation and frame sizes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Offloads {
@@ -101,7 +98,8 @@ impl Offloads {
         Ok(header)
     }
 
-    /// How a frame of `len` bytes, whose checked header is `sent`, reaches a driver with these offloads.
+    /// How a frame, whose checked header is `sent`, reaches a driver with these offloads; `len` is its length
+    /// without the Ethernet header, in bytes, which the MTU bounds.
     ///
     /// # Errors
     /// [`HeaderError::Unsegmentable`], [`HeaderError::TooLong`].
@@ -109,7 +107,7 @@ impl Offloads {
     pub fn receive(&self, sent: Header, len: usize) -> Result<Receive, HeaderError> {
         let mut header = Header { num_buffers: 1.into(), ..sent };
         if sent.gso_type == GSO_NONE {
-            if self.mtu.is_some_and(|mtu| len > usize::from(mtu) + ETHERNET_MAX) {
+            if self.mtu.is_some_and(|mtu| len > usize::from(mtu)) {
                 return Err(HeaderError::TooLong);
             }
         } else {

@@ -135,15 +135,16 @@ impl NetDevice {
         self.settings.max_pairs
     }
 
-    /// What queue `index` is for, by what the driver acked. The control queue is the last of the queues that
-    /// were negotiated, and there only if `CTRL_VQ` was.
-    pub fn role(&self, index: u16) -> Role {
+    /// What queue `index` is for, by what the driver acked; `None` if there is no such queue. The control queue
+    /// is the last of the queues that were negotiated, and there only if `CTRL_VQ` was.
+    pub fn role(&self, index: u16) -> Option<Role> {
         let acked = self.negotiation.acked();
         let pairs = if acked & F_MQ != 0 { self.settings.max_pairs } else { 1 };
         match index {
-            _ if acked & F_CTRL_VQ != 0 && index == 2 * pairs => Role::Control,
-            _ if index.is_multiple_of(2) => Role::Receive(index / 2),
-            _ => Role::Transmit(index / 2),
+            _ if acked & F_CTRL_VQ != 0 && index == 2 * pairs => Some(Role::Control),
+            _ if index >= 2 * self.settings.max_pairs => None,
+            _ if index.is_multiple_of(2) => Some(Role::Receive(index / 2)),
+            _ => Some(Role::Transmit(index / 2)),
         }
     }
 

@@ -36,6 +36,9 @@ pub(crate) struct GuestPort {
     offloads: Offloads,
     header_len: usize,
     can_merge: bool,
+    /// The number of the session that started the rings, and of the last one counted.
+    session: u64,
+    counted: Option<u64>,
 }
 
 /// A running ring.
@@ -86,6 +89,8 @@ struct RxQueue {
     ahead: Burst,
     /// Something was completed and not yet published.
     is_dirty: bool,
+    /// The last frame found no buffers.
+    is_starved: bool,
 }
 
 /// Why a frame was not delivered: a reason to count, or a ring that failed.
@@ -124,12 +129,20 @@ impl GuestPort {
             offloads: Offloads::default(),
             header_len: 0,
             can_merge: false,
+            session: 0,
+            counted: None,
         }
     }
 
-    /// Whether a ring runs.
-    pub(crate) fn is_attached(&self) -> bool {
-        self.control.is_some() || self.tx.iter().any(Option::is_some) || self.rx.iter().any(Option::is_some)
+    /// The number of the session that started the rings.
+    pub(crate) fn session(&self) -> u64 {
+        self.session
+    }
+
+    /// Whether the memory of the rings that run is still the peer's.
+    pub(crate) fn is_memory_intact(&mut self) -> bool {
+        // All rings of a session are in the same memory.
+        self.vrings().next().is_none_or(|(_, vring)| vring.queue.is_memory_intact())
     }
 
     /// What the guest negotiated for its frames.
@@ -145,9 +158,13 @@ impl GuestPort {
     // Set-up, on behalf of the session
 
     /// A ring runs from now on.
-    pub(crate) fn start(&mut self, index: u16, running: Running) {
+    pub(crate) fn start(&mut self, session: u64, index: u16, running: Running) {
         let device = lock(&self.device);
-        let role = device.role(index);
+        let Some(role) = device.role(index) else { return };
+        self.session = session;
+        if self.counted.replace(session) != Some(session) {
+            self.counters.sessions.add(1);
+        }
         self.offloads = device.offloads();
         let acked = device.negotiation().acked();
         drop(device);
@@ -157,7 +174,7 @@ impl GuestPort {
         vring.queue.suppress();
         match role {
             Role::Receive(pair) => {
-                let queue = RxQueue { vring, ahead: Burst::default(), is_dirty: false };
+                let queue = RxQueue { vring, ahead: Burst::default(), is_dirty: false, is_starved: false };
                 self.rx[usize::from(pair)] = Some(queue);
             }
             Role::Transmit(pair) => self.tx[usize::from(pair)] = Some(vring),
@@ -205,6 +222,17 @@ impl GuestPort {
     pub(crate) fn set_call(&mut self, index: u16, call: Notifier) {
         if let Some(vring) = self.vring_mut(index) {
             vring.call = call;
+            // The one before may have got a call that nobody looks for any more.
+            vring.call.notify();
+        }
+    }
+
+    pub(crate) fn set_err(&mut self, index: u16, err: Notifier) {
+        if let Some(vring) = self.vring_mut(index) {
+            vring.err = err;
+            if vring.failed {
+                vring.err.notify();
+            }
         }
     }
 
@@ -220,6 +248,12 @@ impl GuestPort {
             |rx: &Option<RxQueue>| rx.as_ref().is_some_and(|rx| rx.vring.enabled && !rx.vring.failed);
         let pairs = self.rx.iter().enumerate().take(active);
         self.steering = pairs.filter(|(_, rx)| is_open(rx)).map(|(pair, _)| pair).collect();
+    }
+
+    /// The running rings that the driver sends by, frames or commands.
+    pub(crate) fn senders(&mut self) -> impl Iterator<Item = &mut Vring> {
+        let control = self.control.as_mut().map(|(_, vring)| vring);
+        self.tx.iter_mut().flatten().chain(control).filter(|vring| !vring.failed)
     }
 
     /// Every running ring that has not failed, with its index.
@@ -275,7 +309,8 @@ impl GuestPort {
             ref several => several[flow_hash(frame.data) as usize % several.len()],
         };
         let len = frame.data.len();
-        let receive = self.offloads.receive(frame.header, len).map_err(DropReason::from)?;
+        let receive =
+            self.offloads.receive(frame.header, len - frame.ethernet_len).map_err(DropReason::from)?;
         let Some(rx) = &mut self.rx[pair] else { return Err(DropReason::NotReady.into()) };
         let header_len = self.header_len;
         let count = rx.reserve(header_len + len, self.can_merge).map_err(|e| e.of(pair))?;
@@ -296,14 +331,24 @@ impl GuestPort {
         Ok(())
     }
 
-    /// Publishes what was delivered since the last call, and calls the driver where it asked.
+    /// Publishes what was delivered since the last call, and calls the driver where it asked. Returns whether
+    /// there was something.
     #[inline]
-    pub(crate) fn publish(&mut self) {
+    pub(crate) fn publish(&mut self) -> bool {
+        let mut was_dirty = false;
         for rx in self.rx.iter_mut().flatten() {
             if std::mem::take(&mut rx.is_dirty) {
                 rx.vring.publish(&self.counters);
+                was_dirty = true;
             }
         }
+        was_dirty
+    }
+
+    /// The receive rings that frames wait for: open, and without buffers.
+    pub(crate) fn starved(&mut self) -> impl Iterator<Item = &mut Vring> {
+        let is_starved = |rx: &&mut RxQueue| rx.is_starved && rx.vring.enabled && !rx.vring.failed;
+        self.rx.iter_mut().flatten().filter(is_starved).map(|rx| &mut rx.vring)
     }
 
     /// A ring failed: it is not used until the session stops it.
@@ -359,7 +404,9 @@ impl RxQueue {
                 // All the driver can give at once is not enough.
                 return Err(Refused::TooLong);
             }
-            match self.vring.queue.take(&mut self.ahead, RX_BURST) {
+            let taken = self.vring.queue.take(&mut self.ahead, RX_BURST);
+            self.is_starved = taken == Ok(0);
+            match taken {
                 Ok(0) => return Err(Refused::NoBuffer),
                 Ok(_) => {}
                 Err(error) => return Err(Refused::Failed(error)),

@@ -154,6 +154,12 @@ impl NetFrontend {
         self.start_at(&bases)
     }
 
+    /// Changes what [`start`](Self::start) acks, as a guest does that reboots into another driver: those of
+    /// `wanted` that are offered.
+    pub fn ack_anew(&mut self, wanted: u64) {
+        self.features = self.offered & (wanted | feature::PROTOCOL_FEATURES);
+    }
+
     /// Goes on with the same memory and rings on a new connection, as after a crash of the back-end: every
     /// ring starts where the used ring says. The back-end must offer all that was acked before.
     pub fn reconnect(&mut self, connection: Connection) -> Result<()> {

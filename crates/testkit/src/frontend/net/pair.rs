@@ -114,6 +114,16 @@ impl QueuePair {
         self.rx.publish_and_kick().map(drop)
     }
 
+    /// Takes all buffers back and leaves both rings empty at `base`, as a driver does after it has reset its
+    /// device. No buffer is posted.
+    pub fn reset(&mut self, base: u16) -> Result<()> {
+        self.rx_idle.extend(std::mem::take(&mut self.rx_posted).into_values());
+        self.tx_idle.extend(std::mem::take(&mut self.tx_posted).into_values());
+        self.rx_used.clear();
+        self.rx.reset(base)?;
+        self.tx.reset(base)
+    }
+
     /// Sends a frame with a header of zeros, in one descriptor.
     pub fn send(&mut self, frame: &[u8]) -> Result<()> {
         self.send_arranged(&VnetHeader::default(), frame, &Arrangement::whole())

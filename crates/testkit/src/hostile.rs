@@ -1,0 +1,54 @@
+//! Peers made of arbitrary bytes, who do what they please: a front-end with a socket, and a driver with a ring.
+//!
+//! Both functions read their input as a list of steps, so that every input means something and a small change
+//! of it is a small change of what the peer does. Neither does more work than a bound, whatever the input; what
+//! must always hold is asserted on the way. The fuzz targets call them, and so do tests with seeded inputs.
+
+mod ring;
+mod session;
+
+pub use ring::split_ring;
+pub use session::session;
+
+/// The most steps taken of one input.
+const MAX_STEPS: usize = 200;
+
+/// Bytes that are read from the front; past their end come zeros.
+struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn array<const N: usize>(&mut self) -> [u8; N] {
+        let n = N.min(self.0.len());
+        let mut array = [0; N];
+        array[..n].copy_from_slice(self.bytes(n));
+        array
+    }
+
+    /// Up to `n` bytes: fewer if there are fewer.
+    fn bytes(&mut self, n: usize) -> &[u8] {
+        let (bytes, rest) = self.0.split_at(n.min(self.0.len()));
+        self.0 = rest;
+        bytes
+    }
+
+    fn u8(&mut self) -> u8 {
+        let [byte] = self.array();
+        byte
+    }
+
+    fn u16(&mut self) -> u16 {
+        u16::from_le_bytes(self.array())
+    }
+
+    fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(self.array())
+    }
+
+    fn u64(&mut self) -> u64 {
+        u64::from_le_bytes(self.array())
+    }
+}

@@ -23,7 +23,7 @@ test: setup
 		$(CARGO) test --workspace -- --test-threads 1; \
 	fi
 	$(CARGO) test --workspace --doc
-	fuzz/run.sh 30
+	fuzz/run.sh 60
 
 lint:
 	$(CARGO) fmt --all --check

@@ -72,6 +72,15 @@ impl RingArea {
         }
     }
 
+    /// Asks the processor to fetch the cache line at `offset` to write to it; out of range does nothing.
+    #[inline]
+    pub fn prefetch_to_write(&self, offset: usize) {
+        if offset < self.len {
+            // SAFETY: in range, so the pointer stays inside the area.
+            prefetch_to_write(unsafe { self.base.add(offset) });
+        }
+    }
+
     /// The atomic word at `offset`.
     #[inline]
     fn atomic<A>(&self, offset: usize) -> &A {
@@ -94,10 +103,12 @@ pub(crate) const CACHE_LINE: usize = 64;
 /// Asks the processor to fetch a cache line that will be written to: not shared, as for a read, but owned.
 #[inline]
 pub(crate) fn prefetch_to_write(at: NonNull<u8>) {
+    // `_mm_prefetch` has a hint for this, but turns it into a prefetch for reading unless the program is built for
+    // newer processors. Older ones take the instruction for one that does nothing.
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch is a hint; it does not fault, whatever the address.
+    // SAFETY: a prefetch is a hint; it does not fault, whatever the address, and changes no memory or register.
     unsafe {
-        core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_ET0 }>(at.as_ptr().cast());
+        core::arch::asm!("prefetchw [{}]", in(reg) at.as_ptr(), options(nostack, preserves_flags, readonly));
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;

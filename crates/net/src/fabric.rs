@@ -117,11 +117,7 @@ impl Fabric {
             },
             Forward::Wire => self.deliver(1 - from, frame),
             Forward::Echo => {
-                let (dst, src) = (ethernet.dst.0, ethernet.src.0);
-                let mut addresses = [0; 12];
-                addresses[..6].copy_from_slice(&src);
-                addresses[6..].copy_from_slice(&dst);
-                frame.addresses = Some(addresses);
+                frame.addresses = Some((ethernet.src, ethernet.dst));
                 self.deliver(from, frame);
             }
             Forward::Sink | Forward::Generate(_) => {}

@@ -8,32 +8,59 @@ use ringway_spec::net::Header;
 
 /// Length of an Ethernet header without a tag, in bytes: the shortest frame taken.
 pub(crate) const ETHERNET_LEN: usize = 14;
-/// What [`Ethernet::parse`] needs of a frame at most: an Ethernet header with a tag.
-pub(crate) const ETHERNET_PREFIX: usize = 18;
+/// Length of an Ethernet header with a tag.
+const TAGGED_LEN: usize = 18;
 /// What [`flow_hash`] looks at: addresses and ports behind a tag and an IPv6 header.
 const FLOW_PREFIX: usize = 62;
 
-const TPID_VLAN: [u8; 2] = [0x81, 0x00];
+/// The type that says a tag follows (IEEE 802.1Q).
+const TPID_VLAN: u16 = 0x8100;
 
-/// An Ethernet address.
+/// An Ethernet address, its first byte lowest.
+///
+/// A number rather than six bytes: addresses of frames stay in registers that way. Bytes written one by one and
+/// read back as a word would wait for every store before them, and those go to memory of other processors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Mac(pub [u8; 6]);
+pub struct Mac(u64);
 
 impl Mac {
+    /// The address of these bytes.
+    pub const fn new(octets: [u8; 6]) -> Self {
+        let [low @ .., e, f] = octets;
+        Self(u32::from_le_bytes(low) as u64 | (u16::from_le_bytes([e, f]) as u64) << 32)
+    }
+
+    /// The low 48 bits of a little-endian word.
+    const fn from_low(word: u64) -> Self {
+        Self(word & 0xffff_ffff_ffff)
+    }
+
+    /// Its bytes.
+    pub const fn octets(self) -> [u8; 6] {
+        let [octets @ .., _, _] = self.0.to_le_bytes();
+        octets
+    }
+
+    /// Its bits, the high 16 of which are 0.
+    pub(crate) const fn bits(self) -> u64 {
+        self.0
+    }
+
     /// Whether it names a group of stations, all of them included.
-    pub fn is_multicast(self) -> bool {
-        self.0[0] & 1 != 0
+    pub const fn is_multicast(self) -> bool {
+        self.0 & 1 != 0
     }
 
     /// Whether it is for the neighbour on the link only, never to be forwarded (IEEE 802.1D, table 7-10).
-    pub(crate) fn is_link_local(self) -> bool {
-        matches!(self.0, [0x01, 0x80, 0xc2, 0, 0, last] if last < 16)
+    pub(crate) const fn is_link_local(self) -> bool {
+        const FIRST: u64 = Mac::new([0x01, 0x80, 0xc2, 0, 0, 0]).0;
+        self.0 & !(15 << 40) == FIRST
     }
 }
 
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, byte) in self.0.iter().enumerate() {
+        for (i, byte) in self.octets().iter().enumerate() {
             let colon = if i == 0 { "" } else { ":" };
             write!(f, "{colon}{byte:02x}")?;
         }
@@ -52,7 +79,7 @@ impl FromStr for Mac {
             let part = parts.next().filter(|p| p.len() == 2).ok_or_else(error)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| error())?;
         }
-        if parts.next().is_some() { Err(error()) } else { Ok(Self(bytes)) }
+        if parts.next().is_some() { Err(error()) } else { Ok(Self::new(bytes)) }
     }
 }
 
@@ -68,33 +95,43 @@ pub(crate) struct Ethernet {
 }
 
 impl Ethernet {
-    /// Reads the header of a frame of which these are the first bytes; `None` if it is too short for one.
+    /// Reads the header of a frame, once; `None` if the frame is too short for one.
     #[inline]
-    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
-        let (&dst, rest) = bytes.split_first_chunk::<6>()?;
-        let (&src, rest) = rest.split_first_chunk::<6>()?;
-        let (vlan, len) = match rest {
-            [a, b, high, low, ..] if [*a, *b] == TPID_VLAN => {
-                (u16::from_be_bytes([*high, *low]) & 0xfff, ETHERNET_PREFIX)
-            }
-            [_, _, ..] => (0, ETHERNET_LEN),
-            _ => return None,
-        };
-        Some(Self { dst: Mac(dst), src: Mac(src), vlan, len })
+    pub(crate) fn read(frame: GuestBuf<'_>) -> Option<Self> {
+        if let (Some(low), Some(high)) = (frame.read_array(), frame.advance(8).read_array()) {
+            return Some(Self::parse(u64::from_le_bytes(low), u64::from_le_bytes(high)));
+        }
+        // Shorter than with a tag: what it lacks of one reads as zero.
+        let mut bytes = [0; 16];
+        let len = frame.read(&mut bytes);
+        let [low, high] = zerocopy::transmute!(bytes);
+        (len >= ETHERNET_LEN).then_some(Self::parse(u64::from_le(low), u64::from_le(high)))
+    }
+
+    /// The header that begins with these 16 bytes, as little-endian words:
+    /// destination (6) | source (6) | type (2) | tag's control information (2).
+    #[inline]
+    const fn parse(low: u64, high: u64) -> Self {
+        let dst = Mac::from_low(low);
+        let src = Mac::from_low(low >> 48 | high << 16);
+        let ethertype = ((high >> 32) as u16).swap_bytes();
+        let tci = ((high >> 48) as u16).swap_bytes();
+        let (vlan, len) = if ethertype == TPID_VLAN { (tci & 0xfff, TAGGED_LEN) } else { (0, ETHERNET_LEN) };
+        Self { dst, src, vlan, len }
     }
 }
 
 /// A frame to be delivered.
 #[derive(Clone, Copy)]
 pub(crate) struct Frame<'a> {
-    /// The sender's header, checked.
-    pub(crate) header: Header,
+    /// The sender's header, checked; `None` if it says nothing.
+    pub(crate) header: Option<Header>,
     /// The frame from its destination address on.
     pub(crate) data: GuestBuf<'a>,
     /// How many of its bytes are the Ethernet header.
     pub(crate) ethernet_len: usize,
-    /// The two addresses to write in place of the frame's own.
-    pub(crate) addresses: Option<[u8; 12]>,
+    /// The destination and the source to write in place of the frame's own.
+    pub(crate) addresses: Option<(Mac, Mac)>,
 }
 
 /// A number that is the same for all frames of a flow: by addresses, protocol and ports of IPv4 and IPv6, by
@@ -103,7 +140,7 @@ pub(crate) fn flow_hash(data: GuestBuf<'_>) -> u32 {
     let mut bytes = [0; FLOW_PREFIX];
     let len = data.read(&mut bytes);
     let bytes = &bytes[..len];
-    let l3 = if bytes.get(12..14) == Some(&TPID_VLAN) { ETHERNET_LEN + 4 } else { ETHERNET_LEN };
+    let l3 = if bytes.get(12..14) == Some(&TPID_VLAN.to_be_bytes()) { TAGGED_LEN } else { ETHERNET_LEN };
     let (addresses, protocol, l4) = match (bytes.get(l3 - 2..l3), bytes.get(l3)) {
         // A fragment has no ports; all of a datagram go the same way.
         (Some([0x08, 0x00]), Some(first)) => {

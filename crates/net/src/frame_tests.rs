@@ -9,7 +9,8 @@ fn hash(mut bytes: Vec<u8>) -> u32 {
 #[test]
 fn macs_are_read_and_written() {
     let mac: Mac = "02:00:5e:10:fF:01".parse().unwrap();
-    assert_eq!(mac.0, [2, 0, 0x5e, 0x10, 0xff, 1]);
+    assert_eq!(mac.octets(), [2, 0, 0x5e, 0x10, 0xff, 1]);
+    assert_eq!(mac, Mac::new(mac.octets()));
     assert_eq!(mac.to_string(), "02:00:5e:10:ff:01");
     for wrong in [
         "",
@@ -23,17 +24,34 @@ fn macs_are_read_and_written() {
     }
 }
 
+fn read(mut bytes: Vec<u8>) -> Option<Ethernet> {
+    let slices = [GuestSlice::from_mut(&mut bytes)];
+    Ethernet::read(GuestBuf::new(&slices))
+}
+
 #[test]
-fn tags_are_read() {
-    let mut bytes = vec![1; 6];
-    bytes.extend([2; 6]);
-    bytes.extend([0x81, 0, 0xe0, 5, 8, 0]);
-    let tagged = Ethernet::parse(&bytes).unwrap();
-    assert_eq!((tagged.vlan, tagged.len), (5, 18));
+fn headers_are_read() {
+    let mut bytes = vec![1, 2, 3, 4, 5, 6, 0xa, 0xb, 0xc, 0xd, 0xe, 0xf, 0x81, 0, 0xe1, 5, 8, 0];
+    let (dst, src) = (Mac::new([1, 2, 3, 4, 5, 6]), Mac::new([0xa, 0xb, 0xc, 0xd, 0xe, 0xf]));
+    assert_eq!(read(bytes.clone()), Some(Ethernet { dst, src, vlan: 0x105, len: 18 }));
     bytes[12] = 0x88;
-    let plain = Ethernet::parse(&bytes).unwrap();
-    assert_eq!((plain.vlan, plain.len), (0, 14));
-    assert!(Ethernet::parse(&bytes[..13]).is_none());
+    assert_eq!(read(bytes.clone()), Some(Ethernet { dst, src, vlan: 0, len: 14 }));
+    for len in 14..=18 {
+        assert_eq!(read(bytes[..len].to_vec()), Some(Ethernet { dst, src, vlan: 0, len: 14 }));
+    }
+    assert_eq!(read(bytes[..13].to_vec()), None);
+}
+
+#[test]
+fn kinds_of_addresses() {
+    assert!(
+        Mac::new([0xff; 6]).is_multicast() && !Mac::new([2, 0xff, 0xff, 0xff, 0xff, 0xff]).is_multicast()
+    );
+    assert!(
+        Mac::new([1, 0x80, 0xc2, 0, 0, 0]).is_link_local()
+            && Mac::new([1, 0x80, 0xc2, 0, 0, 15]).is_link_local()
+    );
+    assert!(!Mac::new([1, 0x80, 0xc2, 0, 0, 16]).is_link_local());
 }
 
 /// Every prefix of a frame has a hash, and what belongs to a flow changes it while other bytes do not.

@@ -50,7 +50,7 @@ mod tests {
         assert_eq!(ones_complement(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), !0xddf2);
         assert_eq!(ones_complement(&[0x01]), !0x0100);
         assert_eq!(ones_complement(&[]), 0xffff);
-        assert_eq!(ones_complement(&[0xff; 65535]), 0xff, "no overflow: 32767 × 0xffff + 0xff00");
+        assert_eq!(ones_complement(&vec![0xff; 65535]), 0xff, "no overflow: 32767 × 0xffff + 0xff00");
 
         let mut bytes = [9, 9, 0x12, 0x34, 0, 0, 0xed, 0xcb];
         let slices = [GuestSlice::from_mut(&mut bytes)];

@@ -42,10 +42,7 @@ struct Key(u64);
 
 impl Key {
     fn new(vlan: u16, mac: Mac) -> Self {
-        let mut bytes = [0; 8];
-        bytes[..2].copy_from_slice(&vlan.to_be_bytes());
-        bytes[2..].copy_from_slice(&mac.0);
-        Self(u64::from_ne_bytes(bytes))
+        Self(u64::from(vlan) << 48 | mac.bits())
     }
 }
 
@@ -145,7 +142,7 @@ mod tests {
 
     fn mac(n: u16) -> Mac {
         let [high, low] = n.to_be_bytes();
-        Mac([2, 0, 0, 0, high, low])
+        Mac::new([2, 0, 0, 0, high, low])
     }
 
     fn frame(src: u16, dst: u16) -> Ethernet {
@@ -166,12 +163,12 @@ mod tests {
     #[test]
     fn groups_are_flooded_and_never_learned() {
         let mut switch = Switch::new(2);
-        let broadcast = Ethernet { src: mac(1), dst: Mac([0xff; 6]), vlan: 0, len: 14 };
+        let broadcast = Ethernet { src: mac(1), dst: Mac::new([0xff; 6]), vlan: 0, len: 14 };
         assert_eq!(switch.decide(&broadcast, 0, 0), Decision::Flood);
-        let forged = Ethernet { src: Mac([0xff; 6]), dst: mac(9), vlan: 0, len: 14 };
+        let forged = Ethernet { src: Mac::new([0xff; 6]), dst: mac(9), vlan: 0, len: 14 };
         assert_eq!(switch.decide(&forged, 0, 0), Decision::Filter);
         assert_eq!(switch.table.len(), 1);
-        let pause = Ethernet { src: mac(1), dst: Mac([1, 0x80, 0xc2, 0, 0, 1]), vlan: 0, len: 14 };
+        let pause = Ethernet { src: mac(1), dst: Mac::new([1, 0x80, 0xc2, 0, 0, 1]), vlan: 0, len: 14 };
         assert_eq!(switch.decide(&pause, 0, 0), Decision::Filter);
     }
 
@@ -214,7 +211,7 @@ mod tests {
             switch.decide(&frame(n, 0), 0, 0);
         }
         assert_eq!(switch.table.len(), MAX_PER_PORT);
-        let other = Ethernet { src: Mac([6; 6]), dst: mac(0), vlan: 0, len: 14 };
+        let other = Ethernet { src: Mac::new([6; 6]), dst: mac(0), vlan: 0, len: 14 };
         assert_eq!(switch.decide(&other, 1, 0), Decision::To(0));
         assert_eq!(switch.learned, [MAX_PER_PORT, 1]);
         switch.forget_port(0);

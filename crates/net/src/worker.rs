@@ -22,14 +22,14 @@ use std::time::{Duration, Instant};
 use ringway_device::net::{NetDevice, Offloads};
 use ringway_memory::{GuestBuf, GuestSlice};
 use ringway_queue::{Burst, Chain, QueueError, ResumeState};
-use ringway_spec::net::{F_GUEST_CSUM, HDR_LEN, Header};
+use ringway_spec::net::{F_GUEST_CSUM, Header};
 use ringway_vhost::{Notifier, Running};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::io::Errno;
 
 use crate::counters::{Counter, Counters, DropReason};
 use crate::fabric::{Event, Fabric, Forward, Port, PortKind};
-use crate::frame::{ETHERNET_LEN, ETHERNET_PREFIX, Ethernet, Frame};
+use crate::frame::{ETHERNET_LEN, Ethernet, Frame};
 use crate::offload::MAX_FRAME;
 use crate::port::guest::{GuestPort, Undelivered, Vring};
 use crate::port::tap::{Tap, TapBuffer};
@@ -44,9 +44,6 @@ const IDLE_TAP_ROUNDS: u32 = 512;
 const CLOCK_ROUNDS: u32 = 256;
 /// How long to sleep at most if a ring has no kick: its front-end wants it to be polled.
 const POLL_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000 };
-
-/// Longest header before a frame, and what is read of the frame with it.
-const PREFIX: usize = HDR_LEN + ETHERNET_PREFIX;
 
 /// A port to be.
 pub enum PortSpec {
@@ -526,15 +523,16 @@ impl Loop {
             work += 1;
             counters.from_frames.add(1);
             counters.from_bytes.add(bytes.len() as u64);
-            let Some(ethernet) = Ethernet::parse(bytes) else {
+            let slices = [GuestSlice::from_mut(bytes)];
+            let data = GuestBuf::new(&slices);
+            let Some(ethernet) = Ethernet::read(data) else {
                 counters.count_drop(DropReason::Malformed);
                 continue;
             };
-            let slices = [GuestSlice::from_mut(bytes)];
             fabric.forward(
                 port,
                 &ethernet,
-                Frame { header, data: GuestBuf::new(&slices), ethernet_len: ethernet.len, addresses: None },
+                Frame { header: Some(header), data, ethernet_len: ethernet.len, addresses: None },
             );
         }
         work
@@ -551,8 +549,7 @@ impl Loop {
             generator.frame[ETHERNET_LEN..][..8].copy_from_slice(&generator.number.to_be_bytes());
             let slices = [GuestSlice::from_mut(&mut generator.frame)];
             let data = GuestBuf::new(&slices);
-            let frame =
-                Frame { header: Header::default(), data, ethernet_len: ETHERNET_LEN, addresses: None };
+            let frame = Frame { header: None, data, ethernet_len: ETHERNET_LEN, addresses: None };
             match guest.deliver(frame, scratch) {
                 Ok(()) => {}
                 Err(Undelivered::Failed(index, error)) => {
@@ -644,24 +641,32 @@ impl TxFormat {
         if !(ETHERNET_LEN..=MAX_FRAME).contains(&data.len()) {
             return Err(DropReason::Malformed);
         }
-        // What a short frame lacks of a tag reads as zero.
-        let prefix = buffer.read_array::<PREFIX>().unwrap_or_else(|| {
-            let mut prefix = [0; PREFIX];
-            buffer.read(&mut prefix);
-            prefix
-        });
-        let (mut head, rest) = prefix.split_first_chunk::<HDR_LEN>().ok_or(DropReason::Malformed)?;
-        let mut rest = rest;
-        let legacy;
-        if self.header_len != HDR_LEN {
-            // A legacy header lacks the last field, which means nothing here.
-            legacy = std::array::from_fn(|i| if i < self.header_len { head[i] } else { 0 });
-            head = &legacy;
-            rest = &prefix[self.header_len..];
+        let ethernet = Ethernet::read(data).ok_or(DropReason::Malformed)?;
+        Ok((
+            ethernet,
+            Frame {
+                header: self.header(buffer, data.len())?,
+                data,
+                ethernet_len: ethernet.len,
+                addresses: None,
+            },
+        ))
+    }
+
+    /// Reads the header before a frame of `len` bytes, once. A legacy header begins as a modern one does; the
+    /// field it lacks means nothing here.
+    #[inline]
+    fn header(&self, buffer: GuestBuf<'_>, len: usize) -> Result<Option<Header>, DropReason> {
+        let low = buffer.read_array::<8>().ok_or(DropReason::Malformed)?;
+        let csum_offset = buffer.advance(8).read_array::<2>().ok_or(DropReason::Malformed)?;
+        // Nearly all frames: no partial checksum (bit 0 of `flags`), nothing to segment (`gso_type`).
+        if u64::from_le_bytes(low) & 0xff01 == 0 {
+            return Ok(None);
         }
-        let sent: Header = zerocopy::transmute!(*head);
-        let ethernet = Ethernet::parse(rest).ok_or(DropReason::Malformed)?;
-        let header = self.offloads.check_sent(sent, data.len())?;
-        Ok((ethernet, Frame { header, data, ethernet_len: ethernet.len, addresses: None }))
+        let mut bytes = [0; size_of::<Header>()];
+        bytes[..8].copy_from_slice(&low);
+        bytes[8..10].copy_from_slice(&csum_offset);
+        let sent: Header = zerocopy::transmute!(bytes);
+        Ok(Some(self.offloads.check_sent(sent, len)?))
     }
 }

@@ -35,6 +35,9 @@ pub(crate) const MAX_CHAIN: u16 = 1024;
 /// How many chains are looked at ahead of their descriptors.
 const LOOK_AHEAD: usize = 32;
 
+/// Used entries in a cache line.
+const USED_PER_LINE: u16 = 8;
+
 pub(crate) struct DeviceRing {
     descriptors: RingArea,
     avail: RingArea,
@@ -114,6 +117,10 @@ impl DeviceRing {
             for (head, i) in heads.iter_mut().zip(0..) {
                 *head = self.avail.load_u16(self.entry(self.next_avail.wrapping_add(i), AVAIL_ENTRY));
                 self.descriptors.prefetch(usize::from(*head) * DESC_SIZE);
+                if i % USED_PER_LINE == 0 {
+                    // The driver has read this line the last time round, so it is shared now.
+                    self.used.prefetch_to_write(self.entry(self.next_used.wrapping_add(i), USED_ENTRY));
+                }
             }
             for &head in heads.iter() {
                 if !burst.has_room() {

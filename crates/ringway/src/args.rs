@@ -221,7 +221,7 @@ mod tests {
         assert_eq!((port.name.as_str(), port.socket.to_str(), port.queues), ("a", Some("/run/a.sock"), 8));
         let port: PortArg = "b=s,client,mac=02:00:00:00:00:01,mtu=9000,queues=2".parse().unwrap();
         assert_eq!((port.client, port.mtu, port.queues), (true, Some(9000), 2));
-        assert_eq!(port.mac, Some(Mac([2, 0, 0, 0, 0, 1])));
+        assert_eq!(port.mac, Some(Mac::new([2, 0, 0, 0, 0, 1])));
         for wrong in [
             "",
             "a",

@@ -70,7 +70,7 @@ pub(crate) fn net(args: &args::Net) -> Result<()> {
 }
 
 fn settings(mac: Option<Mac>, mtu: Option<u16>, max_pairs: u16, segmentation: bool) -> Settings {
-    Settings { mac: mac.map(|m| m.0), mtu, max_pairs, segmentation }
+    Settings { mac: mac.map(Mac::octets), mtu, max_pairs, segmentation }
 }
 
 fn listen(name: &str, path: &Path) -> Result<Source> {

@@ -107,9 +107,7 @@ impl Offloads {
     pub fn receive(&self, sent: Header, len: usize) -> Result<Receive, HeaderError> {
         let mut header = Header { num_buffers: 1.into(), ..sent };
         if sent.gso_type == GSO_NONE {
-            if self.mtu.is_some_and(|mtu| len > usize::from(mtu)) {
-                return Err(HeaderError::TooLong);
-            }
+            self.check_len(len)?;
         } else {
             let needed = segmentation(sent.gso_type, F_GUEST_TSO4, F_GUEST_TSO6, F_GUEST_ECN);
             if !needed.is_some_and(|n| self.has(n)) {
@@ -125,6 +123,15 @@ impl Offloads {
         header.csum_start = 0.into();
         header.csum_offset = 0.into();
         Ok(Receive { header, checksum: Some(Checksum { start, at }) })
+    }
+
+    /// Whether a frame of `len` bytes, its Ethernet header apart, whose header says nothing, reaches the driver.
+    ///
+    /// # Errors
+    /// [`HeaderError::TooLong`].
+    #[inline]
+    pub fn check_len(&self, len: usize) -> Result<(), HeaderError> {
+        if self.mtu.is_some_and(|mtu| len > usize::from(mtu)) { Err(HeaderError::TooLong) } else { Ok(()) }
     }
 
     fn has(&self, features: u64) -> bool {

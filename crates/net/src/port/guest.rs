@@ -12,9 +12,10 @@ use ringway_memory::{GuestBuf, GuestSlice};
 use ringway_queue::{Burst, DeviceQueue, QueueError, ResumeState};
 use ringway_spec::net::{CTRL_ERR, F_MRG_RXBUF, HDR_LEN, Header};
 use ringway_vhost::{Notifier, Running};
+use zerocopy::little_endian::U32;
 
 use crate::counters::{Counters, DropReason};
-use crate::frame::{Frame, flow_hash};
+use crate::frame::{Frame, Mac, flow_hash};
 use crate::offload;
 
 /// How many receive chains are taken ahead.
@@ -309,20 +310,24 @@ impl GuestPort {
             ref several => several[flow_hash(frame.data) as usize % several.len()],
         };
         let len = frame.data.len();
-        let receive =
-            self.offloads.receive(frame.header, len - frame.ethernet_len).map_err(DropReason::from)?;
+        let payload_len = len - frame.ethernet_len;
+        let receive = match frame.header {
+            None => self.offloads.check_len(payload_len).map(|()| None),
+            Some(sent) => self.offloads.receive(sent, payload_len).map(Some),
+        }
+        .map_err(DropReason::from)?;
         let Some(rx) = &mut self.rx[pair] else { return Err(DropReason::NotReady.into()) };
-        let header_len = self.header_len;
-        let count = rx.reserve(header_len + len, self.can_merge).map_err(|e| e.of(pair))?;
-        let header = Header { num_buffers: (count as u16).into(), ..receive.header };
-        match receive.checksum {
-            None => rx.write(count, header, header_len, frame.data, frame.addresses.as_ref()),
+        let room = self.header_len + len;
+        let count = rx.reserve(room, self.can_merge).map_err(|e| e.of(pair))?;
+        let header = HeaderBytes::new(receive.map(|r| r.header), count, self.header_len);
+        match receive.and_then(|r| r.checksum) {
+            None => rx.write(count, header, frame.data, frame.addresses),
             Some(checksum) => {
                 let bytes =
                     offload::complete_checksum(frame.data, checksum, scratch).ok_or(DropReason::TooLong)?;
                 self.counters.copies.add(1);
                 let slices = [GuestSlice::from_mut(bytes)];
-                rx.write(count, header, header_len, GuestBuf::new(&slices), frame.addresses.as_ref());
+                rx.write(count, header, GuestBuf::new(&slices), frame.addresses);
             }
         }
         self.counters.to_frames.add(1);
@@ -363,6 +368,33 @@ impl GuestPort {
             rx.vring.queue.rewind(&mut rx.ahead);
         }
         self.steer();
+    }
+}
+
+/// The header before a frame as two words, `num_buffers` being the last two bytes. A legacy header lacks these.
+#[derive(Clone, Copy)]
+struct HeaderBytes {
+    low: u64,
+    high: u32,
+    len: usize,
+}
+
+impl HeaderBytes {
+    /// The header to deliver, or one that says nothing, before a frame spread over `count` buffers.
+    #[inline]
+    fn new(header: Option<Header>, count: usize, len: usize) -> Self {
+        let num_buffers = u32::from(count as u16) << 16;
+        let Some(header) = header else { return Self { low: 0, high: num_buffers, len } };
+        let [low, mid, high]: [U32; 3] = zerocopy::transmute!(header);
+        let low = u64::from(low.get()) | u64::from(mid.get()) << 32;
+        Self { low, high: high.get() & 0xffff | num_buffers, len }
+    }
+
+    fn to_bytes(self) -> [u8; HDR_LEN] {
+        let mut bytes = [0; HDR_LEN];
+        bytes[..8].copy_from_slice(&self.low.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.high.to_le_bytes());
+        bytes
     }
 }
 
@@ -419,22 +451,22 @@ impl RxQueue {
     fn write(
         &mut self,
         count: usize,
-        header: Header,
-        header_len: usize,
+        header: HeaderBytes,
         data: GuestBuf<'_>,
-        addresses: Option<&[u8; 12]>,
+        addresses: Option<(Mac, Mac)>,
     ) {
         self.is_dirty = true;
-        let header: [u8; HDR_LEN] = zerocopy::transmute!(header);
-        if count != 1 || header_len != HDR_LEN {
-            self.write_spread(count, &header[..header_len], data, addresses);
+        if count != 1 || header.len != HDR_LEN {
+            self.write_spread(count, header, data, addresses);
         } else if let Some(chain) = self.ahead.next() {
             let room = chain.writable();
             let start = room.advance(HDR_LEN);
-            room.write_array(header);
+            room.write_array(header.low.to_le_bytes());
+            room.advance(8).write_array(header.high.to_le_bytes());
             let copied = data.copy_to(start);
-            if let Some(addresses) = addresses {
-                start.write_array(*addresses);
+            if let Some((dst, src)) = addresses {
+                start.write_array((dst.bits() | src.bits() << 48).to_le_bytes());
+                start.advance(8).write_array(((src.bits() >> 16) as u32).to_le_bytes());
             }
             self.vring.queue.complete(chain, (HDR_LEN + copied) as u32);
         }
@@ -442,14 +474,17 @@ impl RxQueue {
 
     /// As [`RxQueue::write`], for the frames that are not alike: spread over several chains, or with the header
     /// of a legacy driver.
+    #[inline(never)]
     fn write_spread(
         &mut self,
         count: usize,
-        header: &[u8],
+        header: HeaderBytes,
         data: GuestBuf<'_>,
-        addresses: Option<&[u8; 12]>,
+        addresses: Option<(Mac, Mac)>,
     ) {
-        let mut header = Some(header);
+        let addresses = addresses.map(|(dst, src)| [dst.octets(), src.octets()].concat());
+        let bytes = header.to_bytes();
+        let mut header = Some(&bytes[..header.len]);
         let mut left = data;
         for _ in 0..count {
             let Some(chain) = self.ahead.next() else { break };
@@ -467,7 +502,7 @@ impl RxQueue {
             if header.is_none() {
                 let at = data.len() - left.len();
                 let copied = left.copy_to(room);
-                if let Some(rest) = addresses.and_then(|a| a.get(at..)) {
+                if let Some(rest) = addresses.as_ref().and_then(|a| a.get(at..)) {
                     room.truncate(copied).write(rest);
                 }
                 left = left.advance(copied);

@@ -117,7 +117,8 @@ impl Tap {
 
     /// Writes a frame from where it is, in one system call.
     pub(crate) fn write(&self, frame: Frame<'_>) -> Result<(), DropReason> {
-        let mut header = Header { num_buffers: 0.into(), ..frame.header };
+        let mut header = frame.header.unwrap_or_default();
+        header.num_buffers = 0.into();
         if header.gso_type != GSO_NONE {
             // The driver's hint may be wrong; the kernel wants at least the headers up to the checksum.
             let least = header.csum_start.get().saturating_add(header.csum_offset.get()).saturating_add(2);

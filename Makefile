@@ -17,12 +17,12 @@ demo:
 
 # All tests, with the real peers, and the fuzz targets for a minute.
 test: setup
+	$(CARGO) test --workspace --doc
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 		$(CARGO) nextest run --workspace; \
 	else \
 		$(CARGO) test --workspace -- --test-threads 1; \
 	fi
-	$(CARGO) test --workspace --doc
 	fuzz/run.sh 60
 
 lint:

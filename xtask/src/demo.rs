@@ -103,7 +103,7 @@ fn boot(server: &Server, images: &Images, teller: &Teller) -> Result<(Guest, Gue
     let mut uml = boot_uml("uml", images, &UmlOptions::new([server.socket("uml")]))?;
     teller.say("two Linux guests boot: one under QEMU, one as User-Mode Linux");
     for (guest, (address, _)) in [(&mut uml, UML), (&mut qemu, QEMU)] {
-        guest.wait_ready(teller.left()?)?;
+        wait_booted(guest, teller)?;
         let release = guest.run("uname -r", Duration::from_secs(10))?;
         guest.configure(&format!("{address}/24"), None)?;
         let features = guest.features()?;
@@ -113,7 +113,24 @@ fn boot(server: &Server, images: &Images, teller: &Teller) -> Result<(Guest, Gue
             release.trim()
         ));
     }
+    for guest in [&mut qemu, &mut uml] {
+        // Reading it fails while the interface is down.
+        let carrier = guest.run("cat /sys/class/net/eth0/carrier", Duration::from_secs(10))?;
+        ensure!(carrier.trim() == "1", "{}: its link is down", guest.name());
+    }
+    teller.say("both links are up");
     Ok((qemu, uml))
+}
+
+/// Waits until a guest has booted, and tells every few seconds that it has not.
+fn wait_booted(guest: &mut Guest, teller: &Teller) -> Result<()> {
+    loop {
+        match guest.wait_ready(teller.left()?.min(Duration::from_secs(3))) {
+            Err(_) if guest.process().is_running() => teller.say(&format!("{} still boots", guest.name())),
+            other => return other,
+        }
+        teller.left()?;
+    }
 }
 
 fn ping_both_ways(qemu: &mut Guest, uml: &mut Guest, teller: &Teller) -> Result<()> {

@@ -128,9 +128,15 @@ impl Mark {
         server.process().wait_for_from(self.0, text, SOON).unwrap();
     }
 
-    /// Checks that there is one warning since, about `port`, with `text` in it.
+    /// Checks that there is one warning since, about `port`, with `text` in it. It may arrive a little after what
+    /// it is about.
     pub(crate) fn expect_one_warning(self, server: &Server, case: &str, port: &str, text: &str) {
-        let log = self.log(server);
+        let deadline = Instant::now() + SOON;
+        let mut log = self.log(server);
+        while (warnings(&log).is_empty() || !log.ends_with('\n')) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+            log = self.log(server);
+        }
         let lines = warnings(&log);
         let port = format!("port {port}: ");
         assert_eq!(lines.len(), 1, "{case}: one line in the log: {lines:#?}");

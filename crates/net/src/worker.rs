@@ -37,6 +37,8 @@ use crate::switch::Switch;
 
 /// Chains, or frames of a tap, handled before the next ring's turn.
 const BURST: usize = 32;
+/// Frames generated before the next ring's turn: more, since there is no sender to be served in time.
+const GENERATE_BURST: usize = 64;
 /// Rounds between two looks for readable taps while busy, and while there is nothing to do, when rounds are short.
 const TAP_ROUNDS: u32 = 32;
 const IDLE_TAP_ROUNDS: u32 = 512;
@@ -545,7 +547,7 @@ impl Loop {
         let Some(guest) = ports[port].guest().filter(|g| g.can_receive()) else { return 0 };
         let mut failed = None;
         let mut count = 0;
-        while count < BURST {
+        while count < GENERATE_BURST {
             generator.frame[ETHERNET_LEN..][..8].copy_from_slice(&generator.number.to_be_bytes());
             let slices = [GuestSlice::from_mut(&mut generator.frame)];
             let data = GuestBuf::new(&slices);

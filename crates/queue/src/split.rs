@@ -131,7 +131,18 @@ impl DeviceRing {
             }
             left -= heads.len();
         }
+        self.prefetch_ahead();
         Ok(())
+    }
+
+    /// Has the descriptors fetched that will be taken next, while the device works on those taken now.
+    #[inline]
+    fn prefetch_ahead(&self) {
+        let ahead = self.avail_seen.wrapping_sub(self.next_avail).min(LOOK_AHEAD as u16);
+        for i in 0..ahead {
+            let head = self.avail.load_u16(self.entry(self.next_avail.wrapping_add(i), AVAIL_ENTRY));
+            self.descriptors.prefetch(usize::from(head) * DESC_SIZE);
+        }
     }
 
     /// Reads the chain at `head` into `burst`.

@@ -19,6 +19,7 @@ pub mod control;
 pub mod counters;
 mod fabric;
 mod frame;
+mod generator;
 mod offload;
 mod port;
 mod switch;

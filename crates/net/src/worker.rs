@@ -30,15 +30,14 @@ use rustix::io::Errno;
 use crate::counters::{Counter, Counters, DropReason};
 use crate::fabric::{Event, Fabric, Forward, Port, PortKind};
 use crate::frame::{ETHERNET_LEN, Ethernet, Frame};
+use crate::generator::Generator;
 use crate::offload::MAX_FRAME;
-use crate::port::guest::{GuestPort, Undelivered, Vring};
+use crate::port::guest::{GuestPort, Vring};
 use crate::port::tap::{Tap, TapBuffer};
 use crate::switch::Switch;
 
 /// Chains, or frames of a tap, handled before the next ring's turn.
 const BURST: usize = 32;
-/// Frames generated before the next ring's turn: more, since there is no sender to be served in time.
-const GENERATE_BURST: usize = 64;
 /// Rounds between two looks for readable taps while busy, and while there is nothing to do, when rounds are short.
 const TAP_ROUNDS: u32 = 32;
 const IDLE_TAP_ROUNDS: u32 = 512;
@@ -267,23 +266,6 @@ fn watch(epoll: &OwnedFd, fd: BorrowedFd<'_>, token: Token) -> rustix::io::Resul
     epoll::add(epoll, fd, token.encode(), epoll::EventFlags::IN | epoll::EventFlags::ET)
 }
 
-/// The frames of [`Forward::Generate`]: to all stations, of the type for local experiments (IEEE 802, 9.2.3),
-/// numbered from 0.
-struct Generator {
-    frame: Vec<u8>,
-    number: u64,
-}
-
-impl Generator {
-    fn new(forward: Forward) -> Self {
-        let Forward::Generate(size) = forward else { return Self { frame: Vec::new(), number: 0 } };
-        let mut frame = vec![0xff; 6];
-        frame.extend([0x02, 0, 0, 0, 0, 0x01, 0x88, 0xb5]);
-        frame.resize(size.clamp(ETHERNET_LEN + 8, MAX_FRAME), 0);
-        Self { frame, number: 0 }
-    }
-}
-
 /// The worker's thread.
 struct Loop {
     fabric: Fabric,
@@ -434,7 +416,7 @@ impl Loop {
         let pairs = self.fabric.guest(port).tx.len();
         let mut work: usize = (0..pairs).map(|pair| self.poll_tx(port, pair)).sum();
         if matches!(self.fabric.forward, Forward::Generate(_)) {
-            work += self.generate(port);
+            work += self.generator.send(&mut self.fabric, port);
         }
         let guest = self.fabric.guest(port);
         match guest.serve_control(&mut self.burst) {
@@ -538,36 +520,6 @@ impl Loop {
             );
         }
         work
-    }
-
-    /// Sends generated frames to a guest until it has no more buffers, a burst at most.
-    fn generate(&mut self, port: usize) -> usize {
-        let Self { fabric, generator, .. } = self;
-        let Fabric { ports, scratch, .. } = &mut *fabric;
-        let Some(guest) = ports[port].guest().filter(|g| g.can_receive()) else { return 0 };
-        let mut failed = None;
-        let mut count = 0;
-        while count < GENERATE_BURST {
-            generator.frame[ETHERNET_LEN..][..8].copy_from_slice(&generator.number.to_be_bytes());
-            let slices = [GuestSlice::from_mut(&mut generator.frame)];
-            let data = GuestBuf::new(&slices);
-            let frame = Frame { header: None, data, ethernet_len: ETHERNET_LEN, addresses: None };
-            match guest.deliver(frame, scratch) {
-                Ok(()) => {}
-                Err(Undelivered::Failed(index, error)) => {
-                    failed = Some((index, error));
-                    break;
-                }
-                // No buffer is no loss: the frame has yet to be sent.
-                Err(Undelivered::Dropped(_)) => break,
-            }
-            generator.number += 1;
-            count += 1;
-        }
-        if let Some((index, error)) = failed {
-            self.fabric.fail(port, index, error);
-        }
-        count
     }
 
     // Sleep

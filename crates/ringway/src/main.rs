@@ -8,6 +8,7 @@ mod inherit;
 mod serve;
 mod setup;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -16,7 +17,12 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     let args = args::Args::parse();
     let filter = EnvFilter::try_from_env("RINGWAY_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
     let result = match args.command {
         args::Command::Switch(args) => setup::switch(&args),
         args::Command::Net(args) if args.print_capabilities => {

@@ -244,7 +244,7 @@ impl<D: Device> Endpoint<D> {
             State::Attached(session, _) => State::Waiting(session.end()),
             other => other,
         };
-        self.next_try = Instant::now();
+        // `next_try` stays: it is past, unless the front-end left as soon as it was reached.
     }
 
     /// Handles the messages that have arrived.

@@ -49,6 +49,26 @@ fn a_port_that_connects() {
     assert!(tries <= 3, "a failure to connect is told once, not at every try: {tries}");
 }
 
+/// A front-end that takes every connection and closes it at once is not tried without a pause.
+#[test]
+fn a_front_end_that_always_closes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let port = format!("--port=a={},client", path.display());
+    let server = Server::switch(Path::new(PROGRAM), &["d"], &[&port]).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let (begin, mut tries) = (Instant::now(), 0);
+    while begin.elapsed() < Duration::from_millis(1200) {
+        match listener.accept() {
+            Ok(_) => tries += 1,
+            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+    assert!((2..=4).contains(&tries), "{tries} tries in 1.2 s, with half a second between two");
+    server.terminate().unwrap();
+}
+
 /// The program with a socket as its standard input, killed when dropped.
 struct Inherited(Child);
 

@@ -15,6 +15,11 @@ use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    // By QEMU's conventions for back-end programs all other arguments are ignored then, wrong ones too.
+    if std::env::args_os().any(|arg| arg == args::PRINT_CAPABILITIES) {
+        print!("{}", setup::capabilities());
+        return ExitCode::SUCCESS;
+    }
     let args = args::Args::parse();
     let filter = EnvFilter::try_from_env("RINGWAY_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
@@ -25,10 +30,6 @@ fn main() -> ExitCode {
         .init();
     let result = match args.command {
         args::Command::Switch(args) => setup::switch(&args),
-        args::Command::Net(args) if args.print_capabilities => {
-            print!("{}", setup::capabilities());
-            Ok(())
-        }
         args::Command::Net(args) => setup::net(&args),
     };
     match result {

@@ -20,9 +20,15 @@ fn run(args: &[&str]) -> (Option<i32>, String, String) {
 /// [VU-BE-backend-program-conventions-09] The capabilities are printed whatever else is said.
 #[test]
 fn capabilities() {
-    let (code, out, _) = run(&["net", "--print-capabilities", "--socket-path=/nowhere/at/all"]);
-    assert_eq!(code, Some(0));
-    assert!(out.contains("\"type\": \"net\""), "{out}");
+    for args in [
+        &["net", "--print-capabilities"][..],
+        &["net", "--print-capabilities", "--socket-path=/nowhere/at/all", "--fd=3"],
+        &["net", "--uplink=what", "--no-such-option", "--print-capabilities"],
+    ] {
+        let (code, out, err) = run(args);
+        assert_eq!((code, err.as_str()), (Some(0), ""), "{args:?}");
+        assert!(out.contains("\"type\": \"net\""), "{out}");
+    }
 }
 
 /// [VU-BE-backend-program-conventions-02] [VU-BE-backend-program-conventions-03] What cannot work ends early,

@@ -396,7 +396,7 @@ fn a_queue_resumes() {
     }
 }
 
-/// [DEV-CORE-virtqueue-re-enable-01] A queue is started with what the driver says then.
+/// A queue of an impossible size or format is not started.
 #[test]
 fn configurations_are_checked() {
     let driver = Driver::new(4, 0);

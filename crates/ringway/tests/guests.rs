@@ -56,7 +56,6 @@ fn moves(from: &mut Guest, to: &mut Guest, address: &str) {
     println!("{} to {}: {:.0} MB/s", from.name(), to.name(), done.megabytes_per_second());
 }
 
-/// [DEV-NET-processing-of-incoming-packets-01] [DEV-NET-processing-of-incoming-packets-02]
 /// Traffic both ways, then each guest reboots while the other's session goes on.
 #[test]
 fn two_guests_exchange_traffic_and_reboot() {

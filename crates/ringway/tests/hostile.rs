@@ -622,16 +622,22 @@ fn a_kick_that_is_a_file() {
     world.finish();
 }
 
-/// A call that is a full pipe which nobody reads does not hold anybody up.
-#[test]
-fn a_call_that_is_a_full_pipe() {
-    let mut world = World::new();
-    let mut a = world.attach();
+/// A guest on the port a whose calls go to a full pipe.
+fn attach_with_a_full_call(world: &mut World) -> (NetFrontend, OwnedFd, OwnedFd) {
+    let a = world.attach();
     let (reader, writer) = rustix::pipe::pipe().unwrap();
     fill(&writer);
     for ring in 0..2u64 {
         a.tell(request::SET_VRING_CALL, &ring.to_le_bytes(), &[writer.as_fd()]).unwrap();
     }
+    (a, reader, writer)
+}
+
+/// A call that is a full pipe which nobody reads does not hold anybody up.
+#[test]
+fn a_call_that_is_a_full_pipe() {
+    let mut world = World::new();
+    let (mut a, reader, _writer) = attach_with_a_full_call(&mut world);
     common::exchange((&mut a, World::A), (&mut world.d, World::D));
     world.honest.check();
     drop((a, reader));
@@ -644,12 +650,7 @@ fn a_call_that_is_a_full_pipe() {
 fn a_call_that_blocks() {
     use rustix::fs::OFlags;
     let mut world = World::new();
-    let mut a = world.attach();
-    let (reader, writer) = rustix::pipe::pipe().unwrap();
-    fill(&writer);
-    for ring in 0..2u64 {
-        a.tell(request::SET_VRING_CALL, &ring.to_le_bytes(), &[writer.as_fd()]).unwrap();
-    }
+    let (mut a, reader, writer) = attach_with_a_full_call(&mut world);
     let flags = rustix::fs::fcntl_getfl(&writer).unwrap();
     rustix::fs::fcntl_setfl(&writer, flags - OFlags::NONBLOCK).unwrap();
     // The worker has taken the new call by then.

@@ -6,11 +6,13 @@
 //! | [`status`] | 2.1 Device Status Field |
 //! | [`feature`] | 2.2 Feature Bits, 6 Reserved Feature Bits |
 //! | [`split`] | 2.7 Split Virtqueues |
+//! | [`packed`] | 2.8 Packed Virtqueues |
 //! | [`net`] | 5.1 Network Device |
 #![no_std]
 #![forbid(unsafe_code)]
 
 pub mod feature;
 pub mod net;
+pub mod packed;
 pub mod split;
 pub mod status;

@@ -49,6 +49,27 @@ macro_rules! words {
     };
 }
 
+macro_rules! pairs {
+    ($word:ty, $atomic:ty, $load:ident, $store:ident) => {
+        /// Reads two adjoining words: the second, then the first; what the peer wrote before it published the second
+        /// is visible in the first, and after.
+        #[inline]
+        pub fn $load(&self, offset: usize) -> ($word, $word) {
+            let [first, second] = self.atomic::<[$atomic; 2]>(offset);
+            let second = second.load(Ordering::Acquire);
+            (<$word>::from_le(first.load(Ordering::Relaxed)), <$word>::from_le(second))
+        }
+
+        /// Writes two adjoining words with relaxed ordering.
+        #[inline]
+        pub fn $store(&self, offset: usize, value: ($word, $word)) {
+            let [first, second] = self.atomic::<[$atomic; 2]>(offset);
+            first.store(value.0.to_le(), Ordering::Relaxed);
+            second.store(value.1.to_le(), Ordering::Relaxed);
+        }
+    };
+}
+
 impl RingArea {
     /// An area of `len` bytes at `base`.
     ///
@@ -59,9 +80,22 @@ impl RingArea {
         Self { base, len, _backing: backing }
     }
 
+    /// Length in bytes.
+    #[allow(clippy::len_without_is_empty, reason = "an area is never empty")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it starts at a multiple of `align` bytes.
+    pub fn is_aligned(&self, align: u64) -> bool {
+        (self.base.as_ptr() as u64).is_multiple_of(align)
+    }
+
     words!(u16, AtomicU16, load_u16, load_u16_acquire, store_u16, store_u16_release);
     words!(u32, AtomicU32, load_u32, load_u32_acquire, store_u32, store_u32_release);
     words!(u64, AtomicU64, load_u64, load_u64_acquire, store_u64, store_u64_release);
+    pairs!(u32, AtomicU32, load_u32_pair, store_u32_pair);
+    pairs!(u64, AtomicU64, load_u64_pair, store_u64_pair);
 
     /// Asks the processor to fetch the cache line at `offset`; out of range does nothing.
     #[inline]
@@ -81,18 +115,17 @@ impl RingArea {
         }
     }
 
-    /// The atomic word at `offset`.
+    /// The atomic word, or words, at `offset`.
     #[inline]
     fn atomic<A>(&self, offset: usize) -> &A {
-        assert!(
-            offset < self.len && size_of::<A>() <= self.len - offset,
-            "a ring offset of ours is in range"
-        );
+        // One comparison where the compiler knows that the offset is small.
+        let end = offset.checked_add(size_of::<A>());
+        assert!(end.is_some_and(|end| end <= self.len), "a ring offset of ours is in range");
         // SAFETY: in range, as just checked.
         let word = unsafe { self.base.add(offset) }.cast::<A>();
         assert!(word.is_aligned(), "a ring offset of ours is aligned");
-        // SAFETY: in range and aligned; an atomic may be shared with a peer that writes to it; any bit
-        // pattern is valid; `&self` keeps the backing alive. `A` is only ever an atomic integer (`words!`).
+        // SAFETY: in range and aligned; an atomic may be shared with a peer that writes to it; any bit pattern is
+        // valid; `&self` keeps the backing alive. `A` is only ever an atomic integer, or two (`words!`, `pairs!`).
         unsafe { word.as_ref() }
     }
 }

@@ -7,6 +7,8 @@
 //!                                     resolved once per start                    chains, as slices
 //! ```
 //!
+//! A driver's buffers are [`SharedBuf`]s: ranges of a region that have one owner, who lends them to the device.
+//!
 //! No reference (`&T`, `&[u8]`) ever points into such memory: a peer writes to it while we read. What
 //! crosses the border is a copy ([`GuestBuf::read`]), an atomic word ([`RingArea`]), or a raw slice handed to
 //! the kernel ([`io`]). A copy that races with the peer yields some mix of old and new bytes, which is the
@@ -20,6 +22,7 @@
 extern crate alloc;
 
 mod addr;
+#[cfg_attr(loom, path = "area_model.rs")]
 mod area;
 mod buf;
 #[cfg(feature = "std")]
@@ -27,6 +30,7 @@ pub mod io;
 #[cfg(feature = "std")]
 mod mapping;
 mod scatter;
+mod shared;
 #[cfg(feature = "std")]
 mod sigbus;
 mod table;
@@ -37,4 +41,5 @@ pub use buf::{GuestBuf, GuestSlice};
 #[cfg(feature = "std")]
 pub use mapping::{MapError, Mapping};
 pub use scatter::ScatterList;
+pub use shared::SharedBuf;
 pub use table::{Backing, MemoryError, MemoryTable, Region};

@@ -5,6 +5,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use crate::table::Window;
 use crate::{Gpa, GuestBuf, GuestSlice, MemoryError, MemoryTable};
 
 /// Slices of one memory table, which the list keeps mapped.
@@ -13,13 +14,13 @@ pub struct ScatterList {
     /// Slices of `table`; the lifetime is the list's own, see [`ScatterList::slices`].
     slices: Vec<GuestSlice<'static>>,
     /// The region of the last translation: the next one is most likely there too.
-    hint: usize,
+    last: Window,
 }
 
 impl ScatterList {
     /// An empty list with room for `capacity` slices.
     pub fn with_capacity(capacity: usize) -> Self {
-        Self { table: Arc::default(), slices: Vec::with_capacity(capacity), hint: 0 }
+        Self { table: Arc::default(), slices: Vec::with_capacity(capacity), last: Window::EMPTY }
     }
 
     /// Makes `table` the one to translate by, which empties the list if it was another.
@@ -28,7 +29,7 @@ impl ScatterList {
         if !Arc::ptr_eq(&self.table, table) {
             self.slices.clear();
             self.table = Arc::clone(table);
-            self.hint = 0;
+            self.last = Window::EMPTY;
         }
     }
 
@@ -63,17 +64,26 @@ impl ScatterList {
     /// [`MemoryError::Unmapped`]; slices of a part that is mapped may have been appended.
     #[inline]
     pub fn push(&mut self, addr: Gpa, len: u32) -> Result<(), MemoryError> {
+        let Some(start) = self.last.find(addr, len) else { return self.push_pieces(addr, len) };
+        // SAFETY: the last region is one of the table's. The slice is valid for as long as the region is; `self.table`
+        // keeps it, is only replaced together with the slices (`bind`), and slices leave with the list's lifetime only.
+        self.slices.push(unsafe { GuestSlice::from_raw(start, len as usize) });
+        Ok(())
+    }
+
+    #[cold]
+    fn push_pieces(&mut self, addr: Gpa, len: u32) -> Result<(), MemoryError> {
         let unmapped = MemoryError::Unmapped { addr, len: len.into() };
         let (mut at, mut left) = (addr, u64::from(len));
         while left > 0 {
-            let (slice, region) = self.table.slice_at(at, left, self.hint).ok_or(unmapped)?;
-            self.hint = region;
+            let region = self.table.region_at(at).ok_or(unmapped)?;
+            self.last = region.window();
+            let slice = region.slice(at.0 - region.gpa().0, left);
             left -= slice.len() as u64;
             if left > 0 {
                 at = at.checked_add(slice.len() as u64).ok_or(unmapped)?;
             }
-            // SAFETY: the slice is valid for as long as the table's region is; `self.table` keeps it, is only
-            // replaced together with the slices (`bind`), and slices leave with the list's lifetime only.
+            // SAFETY: as in `push`.
             let slice = unsafe { GuestSlice::from_raw(slice.as_non_null(), slice.len()) };
             self.slices.push(slice);
         }

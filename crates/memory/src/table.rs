@@ -114,13 +114,51 @@ impl Region {
         self.len
     }
 
+    pub(crate) fn window(&self) -> Window {
+        Window { gpa: self.gpa, len: self.len, base: self.base }
+    }
+
+    /// What keeps it mapped.
+    pub(crate) fn backing(&self) -> Arc<dyn Backing> {
+        Arc::clone(&self.backing)
+    }
+
     /// The slice from `offset` to at most `len` bytes on; `offset` is inside the region.
-    fn slice(&self, offset: u64, len: u64) -> GuestSlice<'_> {
+    pub(crate) fn slice(&self, offset: u64, len: u64) -> GuestSlice<'_> {
         let len = len.min(self.len - offset);
         // SAFETY: `offset < self.len`, so the sum stays inside the mapped range, which fits an isize.
         let start = unsafe { self.base.add(offset as usize) };
         // SAFETY: the range lies inside the region; `&self` keeps the backing alive for the slice's lifetime.
         unsafe { GuestSlice::from_raw(start, len as usize) }
+    }
+}
+
+/// Where a region is, without what keeps it mapped.
+#[derive(Clone, Copy)]
+pub(crate) struct Window {
+    gpa: Gpa,
+    len: u64,
+    base: NonNull<u8>,
+}
+
+// SAFETY: as for a region; who uses the pointer keeps the region.
+unsafe impl Send for Window {}
+// SAFETY: as for Send.
+unsafe impl Sync for Window {}
+
+impl Window {
+    /// Holds nothing.
+    pub(crate) const EMPTY: Self = Self { gpa: Gpa(0), len: 0, base: NonNull::dangling() };
+
+    /// Where the `len` bytes at `addr` begin here, if there are any and the region holds them all.
+    #[inline]
+    pub(crate) fn find(&self, addr: Gpa, len: u32) -> Option<NonNull<u8>> {
+        let offset = addr.0.wrapping_sub(self.gpa.0);
+        if len == 0 || offset >= self.len || u64::from(len) > self.len - offset {
+            return None;
+        }
+        // SAFETY: inside of the region, which fits an isize.
+        Some(unsafe { self.base.add(offset as usize) })
     }
 }
 
@@ -155,16 +193,9 @@ impl MemoryTable {
         self.regions.iter().all(|r| r.backing.is_intact())
     }
 
-    /// The slice at `addr`, at most `len` bytes and no further than its region, with the region's index.
-    /// `hint` is the region to try first.
-    pub(crate) fn slice_at(&self, addr: Gpa, len: u64, hint: usize) -> Option<(GuestSlice<'_>, usize)> {
-        let within = |r: &Region| addr.0.wrapping_sub(r.gpa.0) < r.len;
-        let index = match self.regions.get(hint) {
-            Some(region) if within(region) => hint,
-            _ => self.regions.iter().position(within)?,
-        };
-        let region = &self.regions[index];
-        Some((region.slice(addr.0 - region.gpa.0, len), index))
+    /// The region that holds `addr`.
+    pub(crate) fn region_at(&self, addr: Gpa) -> Option<&Region> {
+        self.regions.iter().find(|r| addr.0.wrapping_sub(r.gpa.0) < r.len)
     }
 
     /// The area of a ring: `len` bytes at `addr`, all in one region.
@@ -186,6 +217,6 @@ impl MemoryTable {
             return Err(MemoryError::Misaligned { addr, align });
         }
         // SAFETY: the slice covers `len` bytes of the region, and the area keeps the region's backing alive.
-        Ok(unsafe { RingArea::from_raw(slice.as_non_null(), len, Arc::clone(&region.backing)) })
+        Ok(unsafe { RingArea::from_raw(slice.as_non_null(), len, region.backing()) })
     }
 }

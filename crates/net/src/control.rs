@@ -88,7 +88,7 @@ impl Device for GuestDevice {
         let (reply, answer) = std::sync::mpsc::sync_channel(1);
         self.worker.send(Command::Stop { port: self.port, index, reply });
         // The worker answers between two bursts. Without one there is nothing to resume.
-        answer.recv().unwrap_or_default()
+        answer.recv().unwrap_or_else(|_| ResumeState::start(lock(&self.device).negotiation().acked()))
     }
 
     fn enable_vring(&mut self, index: u16, enabled: bool) {

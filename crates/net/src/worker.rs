@@ -373,7 +373,7 @@ impl Loop {
 
     fn stop_vring(&mut self, port: usize, index: u16) -> ResumeState {
         let Self { fabric, epoll, burst, .. } = self;
-        let Some(guest) = fabric.ports[port].guest() else { return ResumeState::default() };
+        let guest = fabric.guest(port);
         if let Some(kick) = guest.kick(index) {
             // The front-end still has it open, so closing ours would leave the watch in place. A kick that could
             // not be watched cannot be unwatched.

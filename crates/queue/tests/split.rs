@@ -2,29 +2,21 @@
 
 mod common;
 
-use common::{BASE, BUFFERS, Driver, LEN};
+use common::split::Driver;
+use common::{BASE, Entry, Guest, LEN, buffer, complete, take};
 use ringway_memory::{FrontendVa, Gpa, MemoryError, MemoryTable};
-use ringway_queue::{Areas, Burst, ConfigError, DeviceQueue, QueueConfig, QueueError, ResumeState};
-use ringway_spec::feature::{RING_EVENT_IDX, RING_INDIRECT_DESC, RING_PACKED};
+use ringway_queue::{
+    Areas, Burst, Chain, ConfigError, Cursor, DeviceQueue, QueueConfig, QueueError, ResumeState,
+};
+use ringway_spec::feature::{IN_ORDER, RING_EVENT_IDX, RING_INDIRECT_DESC};
 use ringway_spec::split::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE};
 
 /// Ring bases near every wrap of a 16-bit index and of small rings.
 const BASES: [u16; 6] = [0, 1, 255, 65533, 65534, 65535];
 
-fn buffer(n: u64) -> u64 {
-    BASE + BUFFERS + n * 0x1000
-}
-
-/// Takes all that is available, one burst.
-fn take(queue: &mut DeviceQueue, burst: &mut Burst) -> usize {
-    queue.take(burst, 64).expect("a good ring")
-}
-
-/// Completes every chain of a burst with what `work` wrote.
-fn complete(queue: &mut DeviceQueue, burst: &mut Burst, written: u32) {
-    while let Some(chain) = burst.next() {
-        queue.complete(chain, written);
-    }
+/// Where a split queue goes on.
+fn at(next_avail: u16) -> ResumeState {
+    ResumeState::Split { next_avail }
 }
 
 /// [DEV-SPLIT-used-ring-01] [DEV-SPLIT-used-ring-02] [DEV-SPLIT-desc-table-01] [DEV-SPLIT-desc-table-02]
@@ -41,7 +33,7 @@ fn chains_go_round_across_every_wrap() {
             driver.set_descriptor(0, buffer(1), 100, DESC_F_WRITE, 77);
             let table = driver.descriptors();
             for round in 0..600u32 {
-                driver.write(buffer(0), format!("{round:05}").as_bytes());
+                driver.guest.write(buffer(0), format!("{round:05}").as_bytes());
                 driver.offer(1);
                 assert_eq!(take(&mut queue, &mut burst), 1);
                 let chain = burst.next().expect("one chain");
@@ -53,11 +45,15 @@ fn chains_go_round_across_every_wrap() {
                 assert_eq!(driver.reclaim(), None, "not published yet");
                 let _ = queue.publish();
                 assert_eq!(driver.reclaim(), Some((1, 5)));
-                assert_eq!(driver.read(buffer(1), 5), format!("{round:05}").into_bytes());
-                assert_eq!(driver.read(buffer(0), 5), format!("{round:05}").into_bytes(), "not written to");
+                assert_eq!(driver.guest.read(buffer(1), 5), format!("{round:05}").into_bytes());
+                assert_eq!(
+                    driver.guest.read(buffer(0), 5),
+                    format!("{round:05}").into_bytes(),
+                    "not written to"
+                );
             }
             assert_eq!(driver.descriptors(), table);
-            assert_eq!(queue.stop(), ResumeState { next_avail: base.wrapping_add(600) });
+            assert_eq!(queue.stop(), at(base.wrapping_add(600)));
         }
     }
 }
@@ -67,11 +63,12 @@ fn chains_go_round_across_every_wrap() {
 /// `used_event` lies in what was published, whatever the flag says; bursts included.
 #[test]
 fn event_idx_calls_when_the_event_is_passed() {
+    let guest = Guest::new();
     for base in BASES {
         for count in [1i16, 2, 7] {
             for offset in -3i16..12 {
                 for flags in [0, 1] {
-                    let mut driver = Driver::new(8, base);
+                    let mut driver = Driver::in_guest(guest.clone(), 8, base);
                     let mut queue = driver.start(RING_EVENT_IDX);
                     let mut burst = Burst::default();
                     driver.set_descriptor(0, buffer(0), 1, 0, 0);
@@ -134,10 +131,14 @@ fn kicks_are_armed_and_suppressed() {
     assert_eq!((driver.used_flags(), driver.avail_event()), (0, 65535), "the event stays behind");
     assert!(!queue.arm());
     assert_eq!((driver.used_flags(), driver.avail_event()), (0, 0));
+    driver.offer(0);
+    take(&mut queue, &mut burst);
+    assert!(!queue.arm());
+    assert_eq!(driver.avail_event(), 1, "for what is not taken yet, whatever is in flight");
 }
 
-/// [DEV-SPLIT-available-buffer-notification-suppression-05] Arming sees a chain that came before it; looking at
-/// an empty ring, as after a kick for nothing, is no error.
+/// [DEV-SPLIT-available-buffer-notification-suppression-05] Arming sees a chain that came before it; looking
+/// at an empty ring, as after a kick for nothing, is no error.
 #[test]
 fn arming_looks_again() {
     for features in [0, RING_EVENT_IDX] {
@@ -167,7 +168,7 @@ fn framing_does_not_matter() {
         let mut index = 0;
         for piece in request.chunks(request.len().div_ceil(pieces)) {
             let at = buffer(0) + u64::from(index) * 0x300;
-            driver.write(at, piece);
+            driver.guest.write(at, piece);
             driver.set_descriptor(index, at, piece.len() as u32, DESC_F_NEXT, index + 1);
             index += 1;
             // Empty buffers are buffers too.
@@ -186,22 +187,8 @@ fn framing_does_not_matter() {
     }
 }
 
-/// Address, length, flags, next.
-type Entry = (u64, u32, u16, u16);
-
-fn write_table(driver: &Driver, at: u64, entries: &[Entry]) {
-    for (entry, i) in entries.iter().zip(0..) {
-        let (addr, len, flags, next) = *entry;
-        let mut bytes = addr.to_le_bytes().to_vec();
-        bytes.extend(len.to_le_bytes());
-        bytes.extend(flags.to_le_bytes());
-        bytes.extend(next.to_le_bytes());
-        driver.write(at + i * 16, &bytes);
-    }
-}
-
-/// [DEV-SPLIT-indirect-descriptors-01] [DEV-SPLIT-indirect-descriptors-02] Zero and more descriptors before an
-/// indirect one, which may carry a meaningless WRITE flag.
+/// [DEV-SPLIT-indirect-descriptors-01] [DEV-SPLIT-indirect-descriptors-02] Zero and more descriptors before
+/// an indirect one, which may carry a meaningless WRITE flag.
 #[test]
 fn indirect_tables_end_chains() {
     for before in 0..3 {
@@ -213,8 +200,7 @@ fn indirect_tables_end_chains() {
                 driver.set_descriptor(i, buffer(i.into()), 10, DESC_F_NEXT, i + 1);
             }
             let table = buffer(8) + 4;
-            write_table(
-                &driver,
+            driver.guest.write_table(
                 table,
                 &[
                     (buffer(9), 7, DESC_F_NEXT, 2),
@@ -246,7 +232,7 @@ fn malformed_chains_stop_the_queue() {
         for (d, i) in descriptors.iter().zip(0..) {
             driver.set_descriptor(i, d.0, d.1, d.2, d.3);
         }
-        write_table(&driver, table, entries);
+        driver.guest.write_table(table, entries);
         let mut queue = driver.start(RING_INDIRECT_DESC);
         let mut burst = Burst::default();
         driver.offer(0);
@@ -256,7 +242,7 @@ fn malformed_chains_stop_the_queue() {
         assert_eq!(queue.take(&mut burst, 1), Err(error), "the queue is stopped");
         assert!(!queue.has_available());
         assert!(burst.is_empty());
-        assert_eq!(queue.stop().next_avail, 65535);
+        assert_eq!(queue.stop(), at(65535));
         error
     };
     let good = buffer(0);
@@ -330,7 +316,7 @@ fn chains_before_a_malformed_one_are_taken() {
     complete(&mut queue, &mut burst, 0);
     assert!(queue.publish());
     assert_eq!(queue.take(&mut burst, 8), Err(QueueError::BadIndex { index: 9, size: 4 }));
-    assert_eq!(queue.stop().next_avail, 2);
+    assert_eq!(queue.stop(), at(2));
 }
 
 #[test]
@@ -372,46 +358,284 @@ fn rewound_chains_come_again() {
         assert_eq!(first.writable_len(), 2);
         queue.complete(first, 2);
         queue.rewind(&mut burst);
-        assert_eq!(queue.stop().next_avail, base.wrapping_add(2));
+        assert_eq!(queue.stop(), at(base.wrapping_add(2)));
         assert_eq!(driver.reclaim(), Some((0, 1)));
         assert_eq!(driver.reclaim(), Some((1, 2)));
     }
 }
 
-/// A queue goes on where another stopped: the available index as it was told, the used index as the ring has it.
+/// A queue goes on where another stopped: the available index as it was told, the used index as the ring has
+/// it.
 #[test]
 fn a_queue_resumes() {
     let mut driver = Driver::new(4, 65534);
     driver.set_descriptor(0, buffer(0), 1, 0, 0);
-    let mut state = ResumeState { next_avail: 65534 };
+    let mut next_avail = 65534;
     for _ in 0..10 {
-        let mut queue = driver.start_at(RING_EVENT_IDX, state.next_avail);
+        let mut queue = driver.start_at(RING_EVENT_IDX, next_avail);
         let mut burst = Burst::default();
         driver.offer(0);
         assert_eq!(take(&mut queue, &mut burst), 1);
         complete(&mut queue, &mut burst, 0);
-        state = queue.stop();
+        next_avail = next_avail.wrapping_add(1);
+        assert_eq!(queue.stop(), at(next_avail));
         assert_eq!(driver.reclaim(), Some((0, 0)), "a stop publishes");
         assert_eq!(driver.reclaim(), None);
     }
 }
 
-/// A queue of an impossible size or format is not started.
+/// The smallest ring and the largest, filled to the brim across the wrap of the index.
+#[test]
+fn sizes_from_1_to_32768_work() {
+    for size in [1u16, 32768] {
+        let mut driver = Driver::new(size, 65535);
+        let mut queue = driver.start(RING_EVENT_IDX);
+        let mut burst = Burst::default();
+        for head in 0..size {
+            driver.set_descriptor(head, buffer(0), u32::from(head) + 1, DESC_F_WRITE, 0);
+        }
+        for _ in 0..3 {
+            (0..size).for_each(|head| driver.offer(head));
+            let mut taken = 0;
+            while take(&mut queue, &mut burst) > 0 {
+                while let Some(chain) = burst.next() {
+                    taken += 1;
+                    assert_eq!(chain.writable_len(), taken);
+                    queue.complete(chain, taken);
+                }
+            }
+            assert_eq!(taken, u32::from(size));
+            assert!(queue.publish());
+            for head in 0..u32::from(size) {
+                assert_eq!(driver.reclaim(), Some((head, head + 1)));
+            }
+            assert_eq!(driver.reclaim(), None);
+            driver.set_used_event(driver.next_used);
+        }
+    }
+}
+
+/// One chain at a time, without a burst of the device's own size.
+#[test]
+fn chains_come_one_by_one() {
+    let mut driver = Driver::new(4, 65535);
+    let mut queue = driver.start(0);
+    let mut burst = Burst::default();
+    for head in 0..3 {
+        driver.set_descriptor(head, buffer(0), u32::from(head) + 1, DESC_F_WRITE, 0);
+        driver.offer(head);
+    }
+    driver.offer(7);
+    for head in 0..3 {
+        let chain = queue.next(&mut burst).expect("a good chain").expect("a chain");
+        assert_eq!(chain.writable_len(), head + 1);
+        queue.complete(chain, head);
+        assert!(queue.publish());
+        assert_eq!(driver.reclaim(), Some((head, head)));
+    }
+    let bad = QueueError::BadIndex { index: 7, size: 4 };
+    assert_eq!(queue.next(&mut burst).err(), Some(bad));
+    assert_eq!(queue.stop(), at(2));
+
+    let mut queue = driver.start_at(0, driver.next_avail);
+    assert!(queue.next(&mut burst).expect("a good ring").is_none());
+}
+
+/// Chains whose work goes on after their burst are completed in any order.
+#[test]
+fn chains_complete_in_any_order() {
+    for base in BASES {
+        let mut driver = Driver::new(4, base);
+        let mut queue = driver.start(0);
+        let mut burst = Burst::default();
+        for head in 0..4 {
+            driver.set_descriptor(head, buffer(0), 9, DESC_F_WRITE, 0);
+            driver.offer(head);
+        }
+        let mut in_flight = Vec::new();
+        while let Some(chain) = queue.next(&mut burst).expect("a good ring") {
+            in_flight.push(Some(chain.detach()));
+        }
+        for head in [2, 0, 3, 1u16] {
+            let chain = in_flight[usize::from(head)].take().expect("in flight");
+            queue.complete(chain, head.into());
+        }
+        assert_eq!(driver.reclaim(), None, "not published yet");
+        assert!(queue.publish());
+        for head in [2, 0, 3, 1] {
+            assert_eq!(driver.reclaim(), Some((head, head)));
+        }
+    }
+}
+
+/// A driver that makes more available than it has descriptors: no more are in flight than the ring is long,
+/// and a device that sleeps does not spin on what it cannot take.
+#[test]
+fn no_more_are_in_flight_than_the_ring_is_long() {
+    for base in BASES {
+        let mut driver = Driver::new(4, base);
+        let mut queue = driver.start(0);
+        let mut burst = Burst::default();
+        driver.set_descriptor(0, buffer(0), 9, 0, 0);
+        (0..4).for_each(|_| driver.offer(0));
+        let mut in_flight = Vec::new();
+        while let Some(chain) = queue.next(&mut burst).expect("a good ring") {
+            in_flight.push(chain.detach());
+        }
+        assert_eq!(in_flight.len(), 4);
+        (0..4).for_each(|_| driver.offer(0));
+        assert!(!queue.has_available());
+        assert!(!queue.arm());
+        assert_eq!(take(&mut queue, &mut burst), 0);
+        for chain in in_flight.drain(..3) {
+            queue.complete(chain, 0);
+        }
+        assert!(queue.arm());
+        assert_eq!(queue.take(&mut burst, 2), Ok(2));
+        assert_eq!(queue.take(&mut burst, 2), Ok(1), "one is in flight still");
+        queue.rewind(&mut burst);
+        assert!(queue.has_available());
+        assert_eq!(take(&mut queue, &mut burst), 3);
+    }
+}
+
+/// With `IN_ORDER`: a chain of a batch, device-writable or not, and what its used entry is told by.
+fn in_order(base: u16, chains: &[bool]) -> Vec<(u32, u32)> {
+    const UNWRITTEN: (u32, u32) = (u32::MAX, u32::MAX);
+    let mut driver = Driver::new(16, base);
+    let mut queue = driver.start(IN_ORDER);
+    let mut burst = Burst::default();
+    for (head, is_writable) in (0..).zip(chains) {
+        let flags = if *is_writable { DESC_F_WRITE } else { 0 };
+        driver.set_descriptor(head, buffer(0), 9, flags, 0);
+        driver.offer(head);
+        driver.set_used_entry(base.wrapping_add(head), UNWRITTEN.0, UNWRITTEN.1);
+    }
+    take(&mut queue, &mut burst);
+    while let Some(chain) = burst.next() {
+        let written = chain.writable_len();
+        queue.complete(chain, written);
+    }
+    assert_eq!(driver.reclaim(), None, "not published yet");
+    assert!(queue.publish());
+    let count = chains.len() as u16;
+    assert_eq!(driver.used_idx(), base.wrapping_add(count), "the index tells of all");
+    (0..count).map(|i| driver.used_entry(base.wrapping_add(i))).filter(|entry| *entry != UNWRITTEN).collect()
+}
+
+/// [DEV-CORE-reserved-feature-bits-05] Chains are used in the order in which they were made available. A
+/// batch that begins with device-readable chains tells of them by the last one, in the entry of the first;
+/// chains with a device-writable part have an entry each, in their own place.
+#[test]
+fn in_order_merges_chains_that_are_only_read() {
+    let (read, write) = (false, true);
+    for base in BASES {
+        assert_eq!(in_order(base, &[read]), [(0, 0)]);
+        assert_eq!(in_order(base, &[read; 16]), [(15, 0)]);
+        assert_eq!(in_order(base, &[write, write, write]), [(0, 9), (1, 9), (2, 9)]);
+        assert_eq!(in_order(base, &[read, read, write]), [(1, 0), (2, 9)]);
+        assert_eq!(in_order(base, &[write, read, read]), [(0, 9), (1, 0), (2, 0)]);
+        assert_eq!(in_order(base, &[read, read, write, read, read]), [(1, 0), (2, 9), (3, 0), (4, 0)]);
+    }
+}
+
+/// What is merged ends where it is published: the next batch has an entry of its own.
+#[test]
+fn in_order_batches_end_where_they_are_published() {
+    let mut driver = Driver::new(8, 65534);
+    let mut queue = driver.start(IN_ORDER);
+    let mut burst = Burst::default();
+    for head in 0..8 {
+        driver.set_descriptor(head, buffer(0), 9, 0, 0);
+        driver.offer(head);
+    }
+    for (batch, last) in [(3, 2), (1, 3), (4, 7)] {
+        assert_eq!(queue.take(&mut burst, batch), Ok(batch));
+        complete(&mut queue, &mut burst, 0);
+        let _ = queue.publish();
+        assert_eq!(driver.used_entry(driver.next_used), (last, 0));
+        driver.next_used = driver.used_idx();
+    }
+    assert_eq!(driver.used_idx(), 65534u16.wrapping_add(8));
+}
+
+/// Without `IN_ORDER` every chain has its entry.
+#[test]
+fn chains_are_not_merged_without_in_order() {
+    let mut driver = Driver::new(4, 65534);
+    let mut queue = driver.start(0);
+    let mut burst = Burst::default();
+    for head in 0..3 {
+        driver.set_descriptor(head, buffer(0), 9, 0, 0);
+        driver.offer(head);
+    }
+    take(&mut queue, &mut burst);
+    complete(&mut queue, &mut burst, 0);
+    let _ = queue.publish();
+    assert_eq!([driver.reclaim(), driver.reclaim(), driver.reclaim()], [0, 1, 2].map(|head| Some((head, 0))));
+}
+
+/// [DEV-CORE-virtqueue-reset-01] [DEV-CORE-virtqueue-reset-02] [DEV-CORE-virtqueue-re-enable-01]
+/// [DEV-CORE-device-reset-02] A queue is reset by dropping it: the ring stays as it is, also with chains
+/// waiting, in flight, and completed but not published. Started again it begins from the start, with the size
+/// it has now.
+#[test]
+fn a_dropped_queue_leaves_the_ring_and_starts_anew() {
+    let mut driver = Driver::new(8, 0);
+    for size in [4, 16, 1, 8] {
+        let mut queue = driver.start(RING_EVENT_IDX);
+        let mut burst = Burst::default();
+        driver.set_descriptor(0, buffer(0), 9, DESC_F_WRITE, 0);
+        (0..driver.size).for_each(|_| driver.offer(0));
+        assert_eq!(take(&mut queue, &mut burst), driver.size.into());
+        let mut complete_next = |queue: &mut DeviceQueue| {
+            if let Some(chain) = burst.next() {
+                queue.complete(chain, 9);
+            }
+        };
+        complete_next(&mut queue);
+        assert!(queue.publish());
+        assert_eq!(driver.reclaim(), Some((0, 9)));
+        complete_next(&mut queue);
+        let _in_flight = burst.next().map(Chain::detach);
+        let before = driver.guest.ring_bytes();
+        drop(queue);
+        drop(burst);
+        assert!(driver.guest.ring_bytes() == before, "nothing is written by a reset");
+        assert_eq!(driver.reclaim(), None);
+
+        driver = Driver::in_guest(driver.guest, size, 0);
+    }
+}
+
+/// A queue of an impossible size, state or area is not started, and its ring not touched.
 #[test]
 fn configurations_are_checked() {
     let driver = Driver::new(4, 0);
-    let config = |size, features| {
-        let at = FrontendVa(common::FRONTEND);
-        let areas = Areas::resolve_split(&driver.memory, 4, at, at, at).expect("areas");
-        let memory = driver.memory.clone();
-        DeviceQueue::start(QueueConfig { size, features, areas, memory, resume: ResumeState::default() })
-            .err()
+    driver.set_used_entry(0, 7, 7);
+    let before = driver.guest.ring_bytes();
+    let start = |size, areas, resume| {
+        let memory = driver.guest.memory.clone();
+        let config = QueueConfig { size, features: RING_EVENT_IDX, areas, memory, resume };
+        DeviceQueue::start(config).map(|queue| queue.size())
     };
-    for size in [0, 3, 5, 32767, 32769, 65535] {
-        assert_eq!(config(size, 0), Some(ConfigError::BadSize(size)));
+    for size in [0, 3, 5, 6, 32767, 32769, 65535] {
+        assert_eq!(start(size, driver.guest.areas(4, 0), at(0)), Err(ConfigError::BadSplitSize(size)));
     }
-    assert_eq!(config(4, RING_PACKED), Some(ConfigError::Packed));
-    assert_eq!(config(4, 0), None);
+    let packed = ResumeState::Packed { avail: Cursor::START, used: Cursor::START };
+    let bad = ConfigError::BadResume { size: 4, resume: packed };
+    assert_eq!(start(4, driver.guest.areas(4, 0), packed), Err(bad));
+
+    let area = |len| driver.guest.memory.area(FrontendVa(common::FRONTEND), len, 4).expect("an area");
+    let small = |lens: [usize; 3]| {
+        let [descriptor, driver, device] = lens.map(area);
+        start(4, Areas { descriptor, driver, device }, at(0)).expect_err("too small")
+    };
+    assert_eq!(small([63, 14, 38]), ConfigError::SmallArea { needed: 64, len: 63 });
+    assert_eq!(small([64, 13, 38]), ConfigError::SmallArea { needed: 14, len: 13 });
+    assert_eq!(small([64, 14, 37]), ConfigError::SmallArea { needed: 38, len: 37 });
+    assert!(driver.guest.ring_bytes() == before);
+    assert_eq!(start(4, driver.guest.areas(4, 0), at(0)), Ok(4));
 }
 
 #[test]
@@ -419,19 +643,43 @@ fn areas_are_checked() {
     let driver = Driver::new(4, 0);
     let (start, end) = (common::FRONTEND, common::FRONTEND + LEN);
     let resolve = |memory: &MemoryTable, desc, avail, used| {
-        Areas::resolve_split(memory, 256, FrontendVa(desc), FrontendVa(avail), FrontendVa(used)).map(|_| ())
+        let [desc, avail, used] = [desc, avail, used].map(FrontendVa);
+        Areas::resolve(memory, 256, 0, desc, avail, used).map(|_| ())
     };
-    assert_eq!(resolve(&driver.memory, start, start, start), Ok(()));
+    assert_eq!(resolve(&driver.guest.memory, start, start, start), Ok(()));
     let unmapped = |addr, len| Err(MemoryError::UnmappedArea { addr: FrontendVa(addr), len });
     for addr in [0, start - 16, end, end - 4096 + 16, u64::MAX - 15] {
-        assert_eq!(resolve(&driver.memory, addr, start, start), unmapped(addr, 4096));
+        assert_eq!(resolve(&driver.guest.memory, addr, start, start), unmapped(addr, 4096));
     }
-    assert_eq!(resolve(&driver.memory, start, end - 516, start), unmapped(end - 516, 518));
-    assert_eq!(resolve(&driver.memory, start, start, end - 2052), unmapped(end - 2052, 2054));
+    assert_eq!(resolve(&driver.guest.memory, start, end - 516, start), unmapped(end - 516, 518));
+    assert_eq!(resolve(&driver.guest.memory, start, start, end - 2052), unmapped(end - 2052, 2054));
     for (desc, avail, used, addr, align) in
         [(8, 0, 0, 8, 16), (0, 1, 0, 1, 2), (0, 0, 2, 2, 4), (0, 0, 1, 1, 4)]
     {
         let error = MemoryError::Misaligned { addr: FrontendVa(start + addr), align };
-        assert_eq!(resolve(&driver.memory, start + desc, start + avail, start + used), Err(error));
+        assert_eq!(resolve(&driver.guest.memory, start + desc, start + avail, start + used), Err(error));
     }
+}
+
+/// A device that only reads may take every buffer for readable, in the table and in indirect ones.
+#[test]
+fn the_write_flag_can_be_ignored() {
+    let mut driver = Driver::new(4, 0);
+    driver
+        .guest
+        .write_table(buffer(8), &[(buffer(0), 12, DESC_F_WRITE | DESC_F_NEXT, 1), (buffer(1), 60, 0, 0)]);
+    driver.set_descriptor(0, buffer(8), 32, DESC_F_INDIRECT, 0);
+    driver.set_descriptor(1, buffer(0), 12, DESC_F_WRITE | DESC_F_NEXT, 2);
+    driver.set_descriptor(2, buffer(1), 60, 0, 0);
+    let mut queue = driver.start(RING_INDIRECT_DESC);
+    queue.ignore_write_flag();
+    let mut burst = Burst::default();
+    (0..2).for_each(|head| driver.offer(head));
+    assert_eq!(take(&mut queue, &mut burst), 2);
+    while let Some(chain) = burst.next() {
+        assert_eq!((chain.readable().len(), chain.writable_len()), (72, 0));
+        queue.complete(chain, 0);
+    }
+    assert!(queue.publish());
+    assert_eq!((driver.reclaim(), driver.reclaim()), (Some((0, 0)), Some((1, 0))));
 }

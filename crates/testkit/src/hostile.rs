@@ -1,13 +1,14 @@
-//! Peers made of arbitrary bytes, who do what they please: a front-end with a socket, and a driver with a ring.
+//! Peers made of arbitrary bytes, who do what they please: a front-end with a socket, and a driver or a device with
+//! a ring.
 //!
-//! Both functions read their input as a list of steps, so that every input means something and a small change
-//! of it is a small change of what the peer does. Neither does more work than a bound, whatever the input; what
+//! The functions read their input as a list of steps, so that every input means something and a small change
+//! of it is a small change of what the peer does. None does more work than a bound, whatever the input; what
 //! must always hold is asserted on the way. The fuzz targets call them, and so do tests with seeded inputs.
 
 mod ring;
 mod session;
 
-pub use ring::split_ring;
+pub use ring::{packed_device, packed_driver, pair, split_device, split_driver};
 pub use session::session;
 
 /// The most steps taken of one input.
@@ -42,10 +43,6 @@ impl Input<'_> {
 
     fn u16(&mut self) -> u16 {
         u16::from_le_bytes(self.array())
-    }
-
-    fn u32(&mut self) -> u32 {
-        u32::from_le_bytes(self.array())
     }
 
     fn u64(&mut self) -> u64 {

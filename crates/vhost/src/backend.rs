@@ -11,12 +11,14 @@ use std::sync::Arc;
 
 use ringway_memory::{MapError, Mapping, MemoryError, MemoryTable, Region};
 use ringway_queue::{ConfigError, ResumeState};
+use ringway_spec::packed;
 use ringway_spec::status::DeviceStatus;
 use thiserror::Error;
 use tracing::debug;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
 
+use crate::base::Base;
 use crate::message::{
     F_PROTOCOL_FEATURES, MessageError, RegionDescription, Request, VringAddresses, name,
     protocol_feature as pf,
@@ -115,10 +117,10 @@ pub enum RequestError {
     #[error("{0}")]
     Features(String),
     /// The vring's size.
-    #[error("vring size {0} is not a power of two from 1 to 32768")]
+    #[error("vring size {0} is not from 1 to 32768")]
     VringSize(u32),
-    /// The vring's base.
-    #[error("vring base {0:#x} has more than 16 bits")]
+    /// A split vring's base.
+    #[error("vring base {0:#x} has more than 16 bits, and the ring is not packed")]
     VringBase(u32),
     /// The request is for a stopped vring.
     #[error("vring {0} is running")]
@@ -376,12 +378,14 @@ impl<D: Device> Session<D> {
         self.start_ready()
     }
 
-    /// Back to the start: no ring runs, nothing is acked. The memory stays, and what the front-end said of the
-    /// rings: it says it anew before it starts them, but for call, which not every front-end does.
+    /// Back to the start: no ring runs, nothing is acked, rings begin at their beginning. The memory stays, and
+    /// what else the front-end said of the rings: it says it anew before it starts them, but for call, which not
+    /// every front-end does.
     fn reset(&mut self) {
         self.stop_all();
         for vring in &mut self.vrings {
             vring.enabled = false;
+            vring.base = Base::Start;
         }
         self.features = None;
         self.device.reset();
@@ -419,8 +423,10 @@ impl<D: Device> Session<D> {
     /// is refused, and the old one stays.
     fn replace_memory(&mut self, regions: Vec<Region>) -> Result<(), RequestError> {
         let table = Arc::new(MemoryTable::new(regions)?);
+        // Rings run by the features that were acked.
+        let features = self.features.unwrap_or_default();
         for vring in self.vrings.iter().filter(|v| v.is_running) {
-            vring.resolve(&table)?;
+            vring.resolve(features, &table)?;
         }
         self.pause_all();
         self.memory = table;
@@ -444,8 +450,9 @@ impl<D: Device> Session<D> {
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<(), RequestError> {
         let vring = self.stopped_vring(index)?;
+        // Whether it has to be a power of two depends on the features, which may come later.
         match u16::try_from(num) {
-            Ok(size) if size.is_power_of_two() => vring.num = Some(size),
+            Ok(size @ 1..=packed::MAX_SIZE) => vring.num = Some(size),
             _ => return Err(RequestError::VringSize(num)),
         }
         self.start_ready()
@@ -462,18 +469,18 @@ impl<D: Device> Session<D> {
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<(), RequestError> {
-        let next_avail = u16::try_from(base).map_err(|_| RequestError::VringBase(base))?;
-        self.stopped_vring(index)?.resume = ResumeState { next_avail };
+        self.stopped_vring(index)?.base = Base::Told(base);
         Ok(())
     }
 
     fn get_vring_base(&mut self, index: u32) -> Result<Vec<u8>, RequestError> {
         let (at, _) = self.vring(index)?;
         self.pause(at);
+        let features = self.features.unwrap_or_default();
         let (_, vring) = self.vring(index)?;
         // The ring is stopped, not reset: it goes on with the next kick file descriptor.
         vring.kick = None;
-        let base = vring.resume.next_avail.into();
+        let base = vring.base.to_word(features);
         Ok([index, base].map(U32::new).as_bytes().to_vec())
     }
 
@@ -552,7 +559,7 @@ impl<D: Device> Session<D> {
     fn pause(&mut self, index: u16) {
         let vring = &mut self.vrings[usize::from(index)];
         if vring.is_running {
-            vring.resume = self.device.stop_vring(index);
+            vring.base = Base::Stopped(self.device.stop_vring(index));
             vring.is_running = false;
         }
     }

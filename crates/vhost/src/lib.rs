@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+mod base;
 pub mod endpoint;
 pub mod message;
 pub mod socket;

@@ -13,13 +13,14 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use ringway_memory::{MemoryError, MemoryTable};
-use ringway_queue::{Areas, DeviceQueue, QueueConfig, ResumeState};
+use ringway_queue::{Areas, DeviceQueue, QueueConfig};
 use rustix::event::epoll;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 
 use crate::backend::RequestError;
+use crate::base::Base;
 use crate::message::VringAddresses;
 
 /// An event file descriptor of the front-end that we write to: call or err. Without one, the front-end polls.
@@ -131,7 +132,7 @@ impl Kick {
 pub(crate) struct Vring {
     pub(crate) num: Option<u16>,
     pub(crate) addresses: Option<VringAddresses>,
-    pub(crate) resume: ResumeState,
+    pub(crate) base: Base,
     pub(crate) kick: Option<Kick>,
     pub(crate) call: Notifier,
     pub(crate) err: Notifier,
@@ -146,9 +147,9 @@ impl Vring {
     }
 
     /// Where the ring's areas are; the ring is complete.
-    pub(crate) fn resolve(&self, memory: &MemoryTable) -> Result<Areas, MemoryError> {
+    pub(crate) fn resolve(&self, features: u64, memory: &MemoryTable) -> Result<Areas, MemoryError> {
         let (Some(size), Some(at)) = (self.num, self.addresses) else { unreachable!("a complete ring") };
-        Areas::resolve_split(memory, size, at.descriptor, at.driver, at.device)
+        Areas::resolve(memory, size, features, at.descriptor, at.driver, at.device)
     }
 
     /// Starts a complete ring.
@@ -158,9 +159,10 @@ impl Vring {
         memory: &Arc<MemoryTable>,
     ) -> Result<Running, RequestError> {
         let (Some(size), Some(kick)) = (self.num, &self.kick) else { unreachable!("a complete ring") };
-        let areas = self.resolve(memory)?;
+        let areas = self.resolve(features, memory)?;
+        let resume = self.base.resume(features, &areas, size)?;
         let memory = Arc::clone(memory);
-        let queue = DeviceQueue::start(QueueConfig { size, features, areas, memory, resume: self.resume })?;
+        let queue = DeviceQueue::start(QueueConfig { size, features, areas, memory, resume })?;
         let (kick, call, err) = (kick.try_clone()?, self.call.try_clone()?, self.err.try_clone()?);
         self.is_running = true;
         Ok(Running { queue, kick, call, err, enabled: self.enabled })

@@ -172,6 +172,8 @@ pub fn header_len(acked: u64) -> usize {
 /// The features of a device of these settings.
 fn offered(settings: &Settings) -> u64 {
     let mut features = feature::VERSION_1 | feature::RING_EVENT_IDX | feature::RING_INDIRECT_DESC;
+    // Frames are used in the order in which buffers were taken, both ways, so that may be promised.
+    features |= feature::RING_PACKED | feature::IN_ORDER;
     features |= F_CSUM | F_GUEST_CSUM | F_MRG_RXBUF | F_STATUS;
     if settings.segmentation {
         features |= F_HOST_TSO4 | F_HOST_TSO6 | F_HOST_ECN | F_GUEST_TSO4 | F_GUEST_TSO6 | F_GUEST_ECN;

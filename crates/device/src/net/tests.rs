@@ -43,6 +43,24 @@ fn offers_are_complete() {
             assert_ne!(offered & feature::VERSION_1, 0);
             assert_eq!(offered & (1 << 37), 0);
             assert_eq!(offered & F_HOST_TSO4 != 0, segmentation);
+            let rings = feature::RING_PACKED | feature::IN_ORDER;
+            assert_eq!(offered & rings, rings, "of every device, whatever its settings");
+        }
+    }
+}
+
+/// [DEV-CORE-features-02] The format of rings, the order in which they are used and how they are notified are
+/// for the driver to choose, one without the other.
+#[test]
+fn the_driver_chooses_its_rings() {
+    let (packed, in_order) = (feature::RING_PACKED, feature::IN_ORDER);
+    for rings in [0, packed, in_order, packed | in_order] {
+        for events in [0, feature::RING_EVENT_IDX, feature::RING_EVENT_IDX | feature::RING_INDIRECT_DESC] {
+            for buffers in [0, F_MRG_RXBUF] {
+                let acked = feature::VERSION_1 | rings | events | buffers;
+                assert_eq!(device(acked).negotiation().acked(), acked, "{acked:#x}");
+                assert_eq!(header_len(acked), 12);
+            }
         }
     }
 }

@@ -3,6 +3,9 @@
 //! Frames from the guest are taken by the worker (it must look at where they go); frames to the guest are
 //! written here. Receive chains are taken ahead of need, a burst at a time, and wait in [`RxQueue`]; they are
 //! given back when the ring stops.
+//!
+//! Every ring's chains are completed in the order in which they were taken: the device offers `IN_ORDER`. A frame
+//! that cannot be delivered uses none.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
@@ -178,7 +181,11 @@ impl GuestPort {
                 let queue = RxQueue { vring, ahead: Burst::default(), is_dirty: false, is_starved: false };
                 self.rx[usize::from(pair)] = Some(queue);
             }
-            Role::Transmit(pair) => self.tx[usize::from(pair)] = Some(vring),
+            Role::Transmit(pair) => {
+                // All that is in it is sent, whatever the driver calls it.
+                vring.queue.ignore_write_flag();
+                self.tx[usize::from(pair)] = Some(vring);
+            }
             Role::Control => self.control = Some((index, vring)),
         }
         self.steer();

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
 use ringway_queue::{Burst, ResumeState};
-use ringway_spec::feature::{RING_EVENT_IDX, RING_INDIRECT_DESC, VERSION_1};
+use ringway_spec::feature::{IN_ORDER, RING_EVENT_IDX, RING_INDIRECT_DESC, RING_PACKED, VERSION_1};
 use ringway_vhost::backend::{Device, Session};
 use ringway_vhost::message::{
     F_PROTOCOL_FEATURES, HEADER_LEN, Header, MAX_FDS, Request, protocol_feature as pf,
@@ -20,7 +20,8 @@ use rustix::fs::MemfdFlags;
 use super::{Input, MAX_STEPS};
 
 const QUEUES: u16 = 4;
-const OFFERED: u64 = VERSION_1 | RING_EVENT_IDX | RING_INDIRECT_DESC;
+const SPLIT: u64 = VERSION_1 | RING_EVENT_IDX | RING_INDIRECT_DESC;
+const OFFERED: u64 = SPLIT | RING_PACKED | IN_ORDER;
 /// Length of each of the front-end's files: a few pages.
 const FILE_LEN: u64 = 0x8000;
 /// Where the front-end has its memory.
@@ -208,21 +209,25 @@ fn set_up(input: &mut Input<'_>, files: &[File; 2]) -> Vec<Message> {
     let ring = u64::from(index);
     let event = || vec![fd(2, files)];
     let table = [words32(&[1, 0]), words64(&region(0))].concat();
-    let features = VERSION_1 | if how & 4 == 0 { OFFERED } else { F_PROTOCOL_FEATURES };
+    let packed = if base & 4 == 0 { 0 } else { RING_PACKED | IN_ORDER };
+    let features = packed | if how & 4 == 0 { SPLIT } else { VERSION_1 | F_PROTOCOL_FEATURES };
+    // New packed rings, as three front-ends name their base, and anything small.
+    let base = [0, 0x8000, 0x8000_8000, base.into()][usize::from(base & 3)];
     vec![
         message(16, false, words64(&[pf::REPLY_ACK | pf::CONFIGURE_MEM_SLOTS | pf::CONFIG]), vec![]),
         message(2, true, words64(&[features]), vec![]),
         message(5, true, table, vec![fd(how >> 3 & 1, files)]),
         message(8, true, words32(&[index, 1 << (how >> 5)]), vec![]),
         message(9, true, addresses(index, at & 31), vec![]),
-        message(10, true, words32(&[index, base.into()]), vec![]),
+        message(10, true, words32(&[index, base]), vec![]),
         message(13, true, words64(&[ring]), event()),
         message(12, true, words64(&[ring]), event()),
         message(18, true, words32(&[index, 1]), vec![]),
     ]
 }
 
-/// Writes to a file: any bytes anywhere, or descriptors with an available ring that names them.
+/// Writes to a file: any bytes anywhere, or descriptors, either packed ones or with an available ring that names
+/// them.
 fn write(input: &mut Input<'_>, files: &[File; 2]) {
     let [how, at, len] = input.array();
     let file = &files[usize::from(how & 1)];
@@ -235,6 +240,12 @@ fn write(input: &mut Input<'_>, files: &[File; 2]) {
         let [flags, next, a, b] = input.array();
         let descriptor = words64(&[u64::from(a) * 0x80 + u64::from(b & 7), u64::from(b) << 2]);
         file.write_all_at(&descriptor, base + i * 16).expect("written");
+        if how & 4 != 0 {
+            // AVAIL and USED are the highest bits of the flags' bytes.
+            let packed = [next, 0, flags & 0x87, flags << 1 & 0x80];
+            file.write_all_at(&packed, base + i * 16 + 12).expect("written");
+            continue;
+        }
         file.write_all_at(&[flags & 7, 0, next % 16, 0], base + i * 16 + 12).expect("written");
         file.write_all_at(&[i as u8, 0], base + 0x404 + i * 2).expect("written");
     }

@@ -1,0 +1,78 @@
+//! The three areas of a queue, resolved to where they are mapped.
+
+use ringway_memory::{FrontendVa, MemoryError, MemoryTable, RingArea};
+use ringway_spec::{feature, packed, split};
+
+use crate::ConfigError;
+
+/// The three areas of a queue. Both formats name them alike; what is in them differs.
+pub struct Areas {
+    /// Split: the descriptor table. Packed: the descriptor ring.
+    pub descriptor: RingArea,
+    /// Written by the driver. Split: the available ring. Packed: its event suppression.
+    pub driver: RingArea,
+    /// Written by the device. Split: the used ring. Packed: its event suppression.
+    pub device: RingArea,
+}
+
+/// Sizes and alignments of the areas: descriptor, driver, device.
+struct Layout([(usize, u64); 3]);
+
+impl Layout {
+    fn new(size: u16, features: u64) -> Self {
+        if features & feature::RING_PACKED != 0 {
+            let event = (packed::EVENT_SIZE, packed::EVENT_ALIGN);
+            Self([(packed::desc_area_size(size), packed::DESC_ALIGN), event, event])
+        } else {
+            Self([
+                (split::desc_area_size(size), split::DESC_ALIGN),
+                (split::avail_area_size(size), split::AVAIL_ALIGN),
+                (split::used_area_size(size), split::USED_ALIGN),
+            ])
+        }
+    }
+}
+
+impl Areas {
+    /// Resolves the areas of a queue of `size` descriptors by their addresses in the front-end's process; the
+    /// format is by the negotiated `features`.
+    ///
+    /// # Errors
+    /// [`MemoryError`] where an area is in no region or is misaligned (2.7, 2.8).
+    pub fn resolve(
+        memory: &MemoryTable,
+        size: u16,
+        features: u64,
+        descriptor: FrontendVa,
+        driver: FrontendVa,
+        device: FrontendVa,
+    ) -> Result<Self, MemoryError> {
+        let Layout([a, b, c]) = Layout::new(size, features);
+        Ok(Self {
+            descriptor: memory.area(descriptor, a.0, a.1)?,
+            driver: memory.area(driver, b.0, b.1)?,
+            device: memory.area(device, c.0, c.1)?,
+        })
+    }
+
+    /// Whether a queue can have this size and these areas.
+    pub(crate) fn check(&self, size: u16, features: u64) -> Result<(), ConfigError> {
+        if features & feature::RING_PACKED != 0 {
+            if size == 0 || size > packed::MAX_SIZE {
+                return Err(ConfigError::BadPackedSize(size));
+            }
+        } else if !size.is_power_of_two() || size > split::MAX_SIZE {
+            return Err(ConfigError::BadSplitSize(size));
+        }
+        let areas = [&self.descriptor, &self.driver, &self.device];
+        for ((needed, align), area) in Layout::new(size, features).0.into_iter().zip(areas) {
+            if !area.is_aligned(align) {
+                return Err(ConfigError::MisalignedArea { align });
+            }
+            if area.len() < needed {
+                return Err(ConfigError::SmallArea { needed, len: area.len() });
+            }
+        }
+        Ok(())
+    }
+}

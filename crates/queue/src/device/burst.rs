@@ -1,0 +1,290 @@
+//! Chains on their way through a device: a burst of them, and one of them.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use ringway_memory::{GuestBuf, MemoryTable, ScatterList};
+
+use ringway_spec::split::DESC_SIZE;
+
+use crate::QueueError;
+
+/// The most descriptors of one chain, whatever the queue's size: what Linux and QEMU allow too. A chain past
+/// it would cost more work and memory than a device has any use for (2.7.4.1 and 2.8.18 leave the limit to the device).
+pub(crate) const MAX_CHAIN: u16 = 1024;
+
+/// Slices a burst holds before it takes no further chain: bounds memory and work, whatever the driver does.
+pub(crate) const MAX_SLICES: usize = 4096;
+
+/// A descriptor of an indirect table as its bytes.
+type Entry = [u8; DESC_SIZE];
+
+/// What is known of a taken chain; its slices are `first..end` of the burst's list.
+#[derive(Debug, Clone, Copy)]
+struct Record {
+    ticket: Ticket,
+    first: u32,
+    /// Where the device-writable slices begin.
+    writable: u32,
+    end: u32,
+    readable_len: u32,
+}
+
+/// Chains taken from one queue and not yet handled, oldest first, with their buffers translated.
+///
+/// Kept from burst to burst: it owns the lists that would otherwise be allocated anew. It keeps the memory of
+/// its chains mapped.
+pub struct Burst {
+    list: ScatterList,
+    records: Vec<Record>,
+    /// The first record not handed out by [`Burst::next`].
+    next: usize,
+    /// Room for a copy of an indirect table.
+    table: Vec<Entry>,
+}
+
+impl Default for Burst {
+    fn default() -> Self {
+        Self {
+            list: ScatterList::with_capacity(256),
+            records: Vec::with_capacity(64),
+            next: 0,
+            table: Vec::new(),
+        }
+    }
+}
+
+impl Burst {
+    /// Number of chains that wait.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.records.len() - self.next
+    }
+
+    /// Whether no chain waits.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The oldest chain that waits.
+    #[inline]
+    #[allow(clippy::should_implement_trait, reason = "a chain borrows the burst: a lending iterator")]
+    pub fn next(&mut self) -> Option<Chain<'_>> {
+        let record = *self.records.get(self.next)?;
+        self.next += 1;
+        Some(Chain { record, list: &self.list })
+    }
+
+    /// How many bytes each waiting chain has room for, oldest first.
+    #[inline]
+    pub fn writable_lens(&self) -> impl Iterator<Item = u32> + '_ {
+        self.records[self.next..].iter().map(|r| r.ticket.writable_len())
+    }
+
+    /// Ring slots of the chains that wait.
+    pub(crate) fn waiting_slots(&self) -> u16 {
+        self.records[self.next..].iter().map(|r| r.ticket.slots()).sum()
+    }
+
+    /// Whether another chain may be taken.
+    pub(crate) fn has_room(&self) -> bool {
+        self.list.len() < MAX_SLICES
+    }
+
+    /// Forgets what was handed out, and makes `memory` the table to translate by. Chains that wait stay; there
+    /// are none of another table, see `DeviceQueue::take`.
+    pub(crate) fn begin(&mut self, memory: &Arc<MemoryTable>) {
+        if self.is_empty() {
+            self.list.clear();
+            self.records.clear();
+        } else if self.next > 0 {
+            let done = self.records[self.next].first;
+            self.list.drop_first(done as usize);
+            self.records.drain(..self.next);
+            for record in &mut self.records {
+                record.first -= done;
+                record.writable -= done;
+                record.end -= done;
+            }
+        }
+        self.next = 0;
+        self.list.bind(memory);
+    }
+
+    /// Forgets all chains.
+    pub(crate) fn clear(&mut self) {
+        self.list.clear();
+        self.records.clear();
+        self.next = 0;
+    }
+
+    /// See [`ChainBuilder::copy_table`].
+    fn copy_table(&mut self, head: u16, addr: u64, len: u32) -> Result<u16, QueueError> {
+        let count = len / DESC_SIZE as u32;
+        if count == 0 || !len.is_multiple_of(DESC_SIZE as u32) || count > MAX_CHAIN.into() {
+            return Err(QueueError::BadIndirectLen { head, len });
+        }
+        let at = self.list.len();
+        self.list.push(ringway_memory::Gpa(addr), len)?;
+        self.table.resize(count as usize, Entry::default());
+        self.list.buf(at..self.list.len()).read(self.table.as_flattened_mut());
+        self.list.truncate(at);
+        Ok(count as u16)
+    }
+
+    /// Starts a chain, `head` in errors; buffers follow.
+    #[inline]
+    pub(crate) fn build(&mut self, head: u16) -> ChainBuilder<'_> {
+        let first = self.list.len() as u32;
+        ChainBuilder { head, first, writable: NONE, readable_len: 0, writable_len: 0, burst: self }
+    }
+}
+
+/// Stands for the first device-writable slice while there is none.
+const NONE: u32 = u32::MAX;
+
+/// A chain whose descriptors are being read. Dropped without [`ChainBuilder::finish`], it leaves no trace but
+/// slices that the next chain's start does not look at.
+///
+/// Its methods are inlined, all of them, so that it can be kept in registers.
+pub(crate) struct ChainBuilder<'b> {
+    head: u16,
+    first: u32,
+    writable: u32,
+    readable_len: u32,
+    writable_len: u32,
+    burst: &'b mut Burst,
+}
+
+impl ChainBuilder<'_> {
+    /// Appends a buffer.
+    #[inline]
+    pub(crate) fn push(&mut self, addr: u64, len: u32, is_writable: bool) -> Result<(), QueueError> {
+        let too_many = QueueError::TooManyBytes { head: self.head };
+        if is_writable {
+            self.writable = self.writable.min(self.burst.list.len() as u32);
+            self.writable_len = self.writable_len.checked_add(len).ok_or(too_many)?;
+        } else {
+            if self.writable != NONE {
+                return Err(QueueError::ReadableAfterWritable { head: self.head });
+            }
+            self.readable_len = self.readable_len.checked_add(len).ok_or(too_many)?;
+        }
+        self.burst.list.push(ringway_memory::Gpa(addr), len)?;
+        Ok(())
+    }
+
+    /// Copies an indirect table of `len` bytes out of the guest's memory, to be read by [`ChainBuilder::entry`].
+    /// Returns its number of entries.
+    #[inline]
+    pub(crate) fn copy_table(&mut self, addr: u64, len: u32) -> Result<u16, QueueError> {
+        self.burst.copy_table(self.head, addr, len)
+    }
+
+    /// An entry of the table, as two words.
+    #[inline]
+    pub(crate) fn entry(&self, index: u16) -> Option<(u64, u64)> {
+        let entry = u128::from_le_bytes(*self.burst.table.get(usize::from(index))?);
+        Some((entry as u64, (entry >> 64) as u64))
+    }
+
+    /// Adds the chain to the burst: `id` names it to the driver when it is used, and it takes `slots` of the ring.
+    #[inline]
+    pub(crate) fn finish(self, id: u16, slots: u16) {
+        let Self { first, readable_len, .. } = self;
+        let end = self.burst.list.len() as u32;
+        if let Some(first) = self.burst.list.slices(first as usize..end as usize).first() {
+            if readable_len == 0 { first.prefetch_to_write() } else { first.prefetch() }
+        }
+        let (writable, ticket) = (self.writable.min(end), Ticket::new(id, slots, self.writable_len));
+        self.burst.records.push(Record { ticket, first, writable, end, readable_len });
+    }
+}
+
+/// A descriptor chain: device-readable bytes, then device-writable ones. It is consumed by
+/// [`DeviceQueue::complete`](crate::DeviceQueue::complete), so completing one twice does not compile:
+///
+/// ```compile_fail
+/// # use ringway_queue::{Burst, DeviceQueue};
+/// fn twice(queue: &mut DeviceQueue, burst: &mut Burst) {
+///     let chain = burst.next().unwrap();
+///     queue.complete(chain, 0);
+///     queue.complete(chain, 0);
+/// }
+/// ```
+#[must_use = "a chain that is not completed is lost to the driver"]
+pub struct Chain<'b> {
+    record: Record,
+    list: &'b ScatterList,
+}
+
+impl<'b> Chain<'b> {
+    /// What the driver wrote for the device.
+    #[inline]
+    pub fn readable(&self) -> GuestBuf<'b> {
+        let Record { first, writable, readable_len, .. } = self.record;
+        self.list.buf_of_len(first as usize..writable as usize, readable_len as usize)
+    }
+
+    /// The room the driver gave for the device's answer.
+    #[inline]
+    pub fn writable(&self) -> GuestBuf<'b> {
+        let Record { writable, end, ticket, .. } = self.record;
+        self.list.buf_of_len(writable as usize..end as usize, ticket.writable_len() as usize)
+    }
+
+    /// Length of [`Chain::writable`] in bytes.
+    #[inline]
+    pub fn writable_len(&self) -> u32 {
+        self.record.ticket.writable_len()
+    }
+
+    /// Lets go of the buffers, so that the burst can go on, and keeps what completes the chain later.
+    #[inline]
+    pub fn detach(self) -> InFlight {
+        self.into()
+    }
+}
+
+/// A chain whose work goes on after its burst: what completes it, without its buffers. As a [`Chain`], it is used
+/// up by that.
+#[must_use = "a chain that is not completed is lost to the driver"]
+#[derive(Debug)]
+pub struct InFlight(pub(crate) Ticket);
+
+impl From<Chain<'_>> for InFlight {
+    #[inline]
+    fn from(chain: Chain<'_>) -> Self {
+        Self(chain.record.ticket)
+    }
+}
+
+/// What completes a chain: its ID, its slots of the ring, and how many bytes the device may write.
+///
+/// It is one word, for many a chain is completed right after it was taken: fields that are written one by one and read
+/// together are waited for until all are in the cache.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ticket(u64);
+
+impl Ticket {
+    #[inline]
+    fn new(id: u16, slots: u16, writable_len: u32) -> Self {
+        Self(u64::from(id) | u64::from(slots) << 16 | u64::from(writable_len) << 32)
+    }
+
+    #[inline]
+    pub(crate) fn id(self) -> u16 {
+        self.0 as u16
+    }
+
+    #[inline]
+    pub(crate) fn slots(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
+    #[inline]
+    pub(crate) fn writable_len(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}

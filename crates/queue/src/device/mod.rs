@@ -1,0 +1,324 @@
+//! The device's half of a virtqueue, whatever its format.
+
+mod burst;
+mod packed;
+mod split;
+
+pub use burst::{Burst, Chain, InFlight};
+
+use alloc::sync::Arc;
+
+use ringway_memory::{Gpa, MemoryError, MemoryTable};
+use thiserror::Error;
+
+use crate::{Areas, ResumeState};
+
+/// All that a queue needs to start.
+pub struct QueueConfig {
+    /// Number of descriptors, at most 32768; of a split queue a power of two.
+    pub size: u16,
+    /// The negotiated features.
+    pub features: u64,
+    /// Where the rings are.
+    pub areas: Areas,
+    /// Where the buffers are.
+    pub memory: Arc<MemoryTable>,
+    /// Where to go on.
+    pub resume: ResumeState,
+}
+
+/// Why a queue cannot start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum ConfigError {
+    /// A split queue's size is a power of two, 1 to 32768 (2.7).
+    #[error("split queue size {0} is not a power of two from 1 to 32768")]
+    BadSplitSize(u16),
+    /// A packed queue's size is 1 to 32768 (2.8.10.1).
+    #[error("packed queue size {0} is not from 1 to 32768")]
+    BadPackedSize(u16),
+    /// An area is not where its alignment allows (2.7, 2.8).
+    #[error("an area of the queue is not at a multiple of {align}")]
+    MisalignedArea {
+        /// What its address must be a multiple of.
+        align: u64,
+    },
+    /// An area is too small for the queue's size.
+    #[error("an area of the queue has {len} bytes, it needs {needed}")]
+    SmallArea {
+        /// Bytes that the queue's size needs.
+        needed: usize,
+        /// Bytes of the area.
+        len: usize,
+    },
+    /// The indirect tables would go past the end of the address space.
+    #[error("indirect tables at {0} go past the end of the address space")]
+    BadTables(Gpa),
+    /// The state is of the other format, or cannot be of a queue of this size.
+    #[error("a queue of {size} cannot go on at {resume:?}")]
+    BadResume {
+        /// The queue's size.
+        size: u16,
+        /// Where it was to go on.
+        resume: ResumeState,
+    },
+}
+
+/// What the driver did wrong. Each stops the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum QueueError {
+    /// The available index ran further ahead than the queue is long.
+    #[error("available index {idx} is more than {size} entries past {next}")]
+    IndexJump {
+        /// What the driver wrote.
+        idx: u16,
+        /// The next entry to take.
+        next: u16,
+        /// The queue's size.
+        size: u16,
+    },
+    /// A chain begins at, or goes on to, a descriptor that is not in the table.
+    #[error("descriptor {index} is outside of a table of {size}")]
+    BadIndex {
+        /// The index named.
+        index: u16,
+        /// Number of descriptors in the table.
+        size: u16,
+    },
+    /// A chain has more descriptors than its table, so it loops; or more than the device allows.
+    #[error("chain at descriptor {head} loops or has more than {limit} descriptors")]
+    TooLong {
+        /// The chain's first descriptor.
+        head: u16,
+        /// The most it may have.
+        limit: u16,
+    },
+    /// The chain's bytes do not fit in 32 bits.
+    #[error("chain at descriptor {head} has 4 GiB or more")]
+    TooManyBytes {
+        /// The chain's first descriptor.
+        head: u16,
+    },
+    /// Device-readable buffers come before device-writable ones (2.7.4.2).
+    #[error("chain at descriptor {head} has a device-readable buffer after a device-writable one")]
+    ReadableAfterWritable {
+        /// The chain's first descriptor.
+        head: u16,
+    },
+    /// An indirect descriptor that may not be: not negotiated or with a successor; in a split ring inside an
+    /// indirect table; in a packed ring with a predecessor.
+    #[error("chain at descriptor {head} has an indirect descriptor where none may be")]
+    BadIndirect {
+        /// The chain's first descriptor.
+        head: u16,
+    },
+    /// An indirect table is a multiple of 16 bytes, neither empty nor longer than a chain may be.
+    #[error("chain at descriptor {head} has an indirect table of {len} bytes")]
+    BadIndirectLen {
+        /// The chain's first descriptor.
+        head: u16,
+        /// The table's length in bytes.
+        len: u32,
+    },
+    /// A packed chain goes on at a descriptor that was not made available.
+    #[error("chain at descriptor {head} goes on at descriptor {index}, which is not available")]
+    NotAvailable {
+        /// The chain's first descriptor.
+        head: u16,
+        /// The descriptor that it goes on at.
+        index: u16,
+    },
+    /// A buffer or a table is outside of the guest's memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
+/// The ring, by its format.
+enum Ring {
+    Split(split::DeviceRing),
+    Packed(packed::DeviceRing),
+}
+
+/// A running virtqueue, seen from the device.
+///
+/// Dropped, it leaves the ring as it is, with what was not published: that is what the reset of a queue asks for
+/// (2.6.1). [`DeviceQueue::stop`] ends it in order.
+pub struct DeviceQueue {
+    ring: Ring,
+    size: u16,
+    memory: Arc<MemoryTable>,
+    /// Set by the first error; no chain is taken after.
+    failed: Option<QueueError>,
+    /// The error has been returned.
+    is_told: bool,
+    /// Slots of the ring whose chains were taken, and neither completed nor given back. A split chain takes one
+    /// slot, of the available ring; a packed one as many as it has descriptors there.
+    in_flight: u32,
+}
+
+impl DeviceQueue {
+    /// Starts a queue. The used index of a split queue is found again in the ring.
+    ///
+    /// # Errors
+    /// [`ConfigError`]; nothing of the ring has been touched then.
+    pub fn start(config: QueueConfig) -> Result<Self, ConfigError> {
+        let QueueConfig { size, features, areas, memory, resume } = config;
+        areas.check(size, features)?;
+        resume.check(size, features)?;
+        let (ring, in_flight) = match resume {
+            ResumeState::Split { next_avail } => {
+                (Ring::Split(split::DeviceRing::new(size, features, areas, next_avail)), 0)
+            }
+            ResumeState::Packed { avail, used } => {
+                let ring = packed::DeviceRing::new(size, features, areas, avail, used);
+                (Ring::Packed(ring), avail.distance(used, size))
+            }
+        };
+        Ok(Self { ring, size, memory, failed: None, is_told: false, in_flight })
+    }
+
+    /// Takes every buffer for device-readable from now on, whatever its WRITE flag says: for a queue that the device
+    /// writes nothing to, of a driver that sets the flag all the same. DPDK's does so for the header of a frame, in
+    /// the indirect tables of packed rings, and would break its ring (2.8.17).
+    pub fn ignore_write_flag(&mut self) {
+        match &mut self.ring {
+            Ring::Split(ring) => ring.ignore_write_flag(),
+            Ring::Packed(ring) => ring.ignore_write_flag(),
+        }
+    }
+
+    /// Number of descriptors.
+    pub fn size(&self) -> u16 {
+        self.size
+    }
+
+    /// Whether the memory of the queue is still the peer's; see [`MemoryTable::is_intact`].
+    pub fn is_memory_intact(&self) -> bool {
+        self.memory.is_intact()
+    }
+
+    /// Takes up to `max` chains and appends them to `burst`, which holds chains of this queue only. Returns how
+    /// many, 0 if none is available. No more are in flight than the queue has descriptors.
+    ///
+    /// # Errors
+    /// [`QueueError`] for a malformed chain, once the chains before it were taken; from then on, always.
+    #[inline]
+    pub fn take(&mut self, burst: &mut Burst, max: usize) -> Result<usize, QueueError> {
+        if let Some(error) = self.failed {
+            self.is_told = true;
+            return Err(error);
+        }
+        let before = burst.len();
+        burst.begin(&self.memory);
+        // A driver may make more available before it sees anything used, but not have it taken.
+        let result = match &mut self.ring {
+            Ring::Split(ring) => ring.take(burst, max, &mut self.in_flight),
+            Ring::Packed(ring) => ring.take(burst, max, &mut self.in_flight),
+        };
+        let taken = burst.len() - before;
+        if let Err(error) = result {
+            self.failed = Some(error);
+            self.is_told = taken == 0;
+            if self.is_told {
+                return Err(error);
+            }
+        }
+        Ok(taken)
+    }
+
+    /// The next chain, taken one at a time: for devices that need no bursts.
+    ///
+    /// # Errors
+    /// As [`DeviceQueue::take`].
+    #[inline]
+    pub fn next<'b>(&mut self, burst: &'b mut Burst) -> Result<Option<Chain<'b>>, QueueError> {
+        if burst.is_empty() {
+            self.take(burst, 1)?;
+        }
+        Ok(burst.next())
+    }
+
+    /// Hands a chain back to the driver with `written` bytes of its device-writable part filled, counted from
+    /// its start. The driver sees it after [`DeviceQueue::publish`].
+    ///
+    /// Chains may be completed in any order; a device that offers `IN_ORDER` completes them in the order in which
+    /// it took them (2.7.9, 2.8.8).
+    #[inline]
+    pub fn complete(&mut self, chain: impl Into<InFlight>, written: u32) {
+        let InFlight(ticket) = chain.into();
+        let (id, slots, writable_len) = (ticket.id(), ticket.slots(), ticket.writable_len());
+        debug_assert!(written <= writable_len, "used.len counts bytes the device wrote");
+        self.in_flight -= u32::from(slots);
+        let is_read_only = writable_len == 0;
+        match &mut self.ring {
+            Ring::Split(ring) => ring.complete(id, written, is_read_only),
+            Ring::Packed(ring) => ring.complete(id, slots, written, is_read_only),
+        }
+    }
+
+    /// Gives back the chains that wait in `burst`, as if they had not been taken. They are the last taken of
+    /// this queue.
+    pub fn rewind(&mut self, burst: &mut Burst) {
+        let slots = burst.waiting_slots();
+        self.in_flight -= u32::from(slots);
+        match &mut self.ring {
+            Ring::Split(ring) => ring.rewind(slots),
+            Ring::Packed(ring) => ring.rewind(slots),
+        }
+        burst.clear();
+    }
+
+    /// Makes all completed chains visible to the driver at once. Returns whether the driver asked to be called.
+    #[must_use = "the driver may wait for a call"]
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        match &mut self.ring {
+            Ring::Split(ring) => ring.publish(),
+            Ring::Packed(ring) => ring.publish(),
+        }
+    }
+
+    /// Whether [`DeviceQueue::take`] has something to give: a chain, or an error not told yet. Looks at the ring,
+    /// changes nothing.
+    #[inline]
+    pub fn has_available(&self) -> bool {
+        if self.failed.is_some() {
+            return !self.is_told;
+        }
+        self.in_flight < u32::from(self.size)
+            && match &self.ring {
+                Ring::Split(ring) => ring.has_available(),
+                Ring::Packed(ring) => ring.has_available(),
+            }
+    }
+
+    /// Asks the driver for a kick at the next chain it makes available. Returns whether one is available
+    /// already; the caller sleeps only if not.
+    #[must_use = "a chain made available before arming comes without a kick"]
+    pub fn arm(&mut self) -> bool {
+        match &mut self.ring {
+            Ring::Split(ring) => ring.arm(),
+            Ring::Packed(ring) => ring.arm(),
+        }
+        self.has_available()
+    }
+
+    /// Tells the driver that kicks are not needed: the device polls.
+    pub fn suppress(&mut self) {
+        match &mut self.ring {
+            Ring::Split(ring) => ring.suppress(),
+            Ring::Packed(ring) => ring.suppress(),
+        }
+    }
+
+    /// Stops the queue; nothing of the ring is touched after. Chains in flight must have been completed or
+    /// given back: others are lost to the driver.
+    #[must_use = "the state is what the queue resumes from"]
+    pub fn stop(mut self) -> ResumeState {
+        // Whether to call is of no more interest: the front-end looks at the ring itself.
+        let _ = self.publish();
+        match &self.ring {
+            Ring::Split(ring) => ring.resume_state(),
+            Ring::Packed(ring) => ring.resume_state(),
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The packed ring (2.8), device's half.
+//!
+//! ```text
+//! slots          [addr len id flags] …        one ring, both sides write to it
+//!
+//!     completed, not published     taken, in flight      available
+//!   ──┬──────────────────────────┬────────────────────┬─────────────
+//!  published                 next_used            next_avail
+//! ```
+//!
+//! The driver makes a slot available, and the device uses it, by flags that are compared with the lap's parity
+//! ([`Cursor`]). A used descriptor is written where the next one is expected, whichever chain it tells of, and the
+//! device goes on as many slots as that chain had.
+//!
+//! The driver looks at one slot, the first it has not seen used. So the used descriptors of a burst are written as
+//! they come, but for the first: that one is kept back, and publishes all of them. Barriers are labelled: (A)
+//! publishes available chains, (U) used ones, (K) and (C) as in `sync`.
+//!
+//! Nothing is written to a slot whose chain was not taken, and a used descriptor is one 64-bit word: its address
+//! stays as the driver wrote it.
+
+use ringway_memory::RingArea;
+use ringway_spec::feature;
+use ringway_spec::packed::{
+    DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, TAIL, tail, tail_flags, tail_id, tail_len,
+};
+
+use super::burst::{ChainBuilder, MAX_CHAIN};
+use crate::event::Suppression;
+use crate::sync::{Fence, full_fence};
+use crate::{Areas, Burst, Cursor, QueueError, ResumeState};
+
+/// Fields that change are whole words, as in the split ring.
+pub(crate) struct DeviceRing {
+    descriptors: RingArea,
+    driver_event: RingArea,
+    device_event: RingArea,
+    size: u32,
+    features: u64,
+    /// The flag that makes a buffer device-writable; 0 if none does.
+    write_flag: u16,
+    /// The next slot to take.
+    next_avail: Cursor,
+    /// The next slot to write a used descriptor to.
+    next_used: Cursor,
+    /// Where the driver expects the next used descriptor.
+    published: Cursor,
+    /// The used descriptor for that slot, if a chain was completed since.
+    first: u64,
+    /// Nothing but chains without a device-writable part were completed since `published`: one used descriptor
+    /// tells of all.
+    can_merge: bool,
+    /// Our event suppression as last written.
+    wish: Suppression,
+}
+
+impl DeviceRing {
+    pub(crate) fn new(size: u16, features: u64, areas: Areas, avail: Cursor, used: Cursor) -> Self {
+        let Areas { descriptor: descriptors, driver: driver_event, device: device_event } = areas;
+        let wish = Suppression::Enable;
+        device_event.store_u32(0, wish.to_word());
+        Self {
+            descriptors,
+            driver_event,
+            device_event,
+            size: size.into(),
+            features,
+            write_flag: DESC_F_WRITE,
+            next_avail: avail,
+            next_used: used,
+            published: used,
+            first: 0,
+            can_merge: false,
+            wish,
+        }
+    }
+
+    #[inline]
+    fn has(&self, feature: u64) -> bool {
+        self.features & feature != 0
+    }
+
+    #[inline]
+    fn size(&self) -> u16 {
+        self.size as u16
+    }
+
+    pub(crate) fn ignore_write_flag(&mut self) {
+        self.write_flag = 0;
+    }
+
+    pub(crate) fn resume_state(&self) -> ResumeState {
+        ResumeState::Packed { avail: self.next_avail, used: self.next_used }
+    }
+
+    /// The slot at `at`: its address, then length, ID and flags.
+    #[inline]
+    fn descriptor(&self, at: Cursor) -> (u64, u64) {
+        // (A) Pairs with the driver's release of the head's flags: what it wrote before them is visible. One load of
+        // one aligned word, so length and ID are those the flags speak of.
+        self.descriptors.load_u64_pair(usize::from(at.index()) * DESC_SIZE)
+    }
+
+    #[inline]
+    pub(crate) fn has_available(&self) -> bool {
+        self.next_avail.is_available(tail_flags(self.descriptor(self.next_avail).1))
+    }
+
+    /// Takes up to `max` chains, as long as no more slots are in flight than the ring has.
+    // Not inlined: with the device's own loop around it, too little would be kept in registers.
+    #[inline(never)]
+    pub(crate) fn take(
+        &mut self,
+        burst: &mut Burst,
+        max: usize,
+        in_flight: &mut u32,
+    ) -> Result<(), QueueError> {
+        for _ in 0..max {
+            let free = self.size - *in_flight;
+            if free == 0 || !burst.has_room() {
+                break;
+            }
+            let Some(slots) = self.take_chain(burst, free)? else { break };
+            *in_flight += slots;
+        }
+        Ok(())
+    }
+
+    /// Takes the chain at `next_avail`, if there is one. Returns its slots, at most `free`.
+    #[inline]
+    fn take_chain(&mut self, burst: &mut Burst, free: u32) -> Result<Option<u32>, QueueError> {
+        let limit = free.min(MAX_CHAIN.into());
+        let head = self.next_avail.index();
+        let mut chain = burst.build(head);
+        let (mut at, mut slots) = (self.next_avail, 0);
+        loop {
+            let (addr, tail) = self.descriptor(at);
+            let flags = tail_flags(tail);
+            if !at.is_available(flags) {
+                if slots == 0 {
+                    return Ok(None);
+                }
+                return Err(QueueError::NotAvailable { head, index: at.index() });
+            }
+            at = at.advance(1, self.size());
+            slots += 1;
+            if flags & DESC_F_INDIRECT != 0 {
+                // A list is either in the ring or in a table (2.8.7). Its WRITE flag means nothing.
+                if !self.has(feature::RING_INDIRECT_DESC) || slots > 1 || flags & DESC_F_NEXT != 0 {
+                    return Err(QueueError::BadIndirect { head });
+                }
+                walk_table(addr, tail_len(tail), self.write_flag, &mut chain)?;
+            } else {
+                chain.push(addr, tail_len(tail), flags & self.write_flag != 0)?;
+            }
+            if flags & DESC_F_NEXT == 0 {
+                // The buffer ID stands in the chain's last descriptor (2.8.6).
+                chain.finish(tail_id(tail), slots as u16);
+                self.next_avail = at;
+                return Ok(Some(slots));
+            }
+            if slots == limit {
+                return Err(QueueError::TooLong { head, limit: limit as u16 });
+            }
+        }
+    }
+
+    /// With `IN_ORDER` one used descriptor, where the first of a batch would be, tells of the whole batch by its last
+    /// chain (2.8.8). What was written to the others is not told; so only chains without a device-writable part
+    /// are merged. Drivers that poll for each buffer they are to get data in never meet a gap.
+    #[inline]
+    pub(crate) fn complete(&mut self, id: u16, slots: u16, written: u32, is_read_only: bool) {
+        let is_first = self.next_used == self.published;
+        self.can_merge = self.has(feature::IN_ORDER) && is_read_only && (is_first || self.can_merge);
+        let at = if self.can_merge { self.published } else { self.next_used };
+        let write_flag = if written > 0 { DESC_F_WRITE } else { 0 };
+        let tail = tail(written, id, at.used_flags() | write_flag);
+        if at == self.published {
+            self.first = tail;
+        } else {
+            self.store_tail(at, tail);
+        }
+        self.next_used = self.next_used.advance(slots, self.size());
+    }
+
+    #[inline]
+    fn store_tail(&self, at: Cursor, tail: u64) {
+        self.descriptors.store_u64(usize::from(at.index()) * DESC_SIZE + TAIL, tail);
+    }
+
+    pub(crate) fn rewind(&mut self, slots: u16) {
+        self.next_avail = self.next_avail.retreat(slots, self.size());
+    }
+
+    #[inline]
+    pub(crate) fn publish(&mut self) -> bool {
+        if self.next_used == self.published {
+            return false;
+        }
+        // (U) Pairs with the driver's acquire of this slot's flags: used descriptors after it, and buffers, written
+        // before it, are visible.
+        let at = usize::from(self.published.index()) * DESC_SIZE + TAIL;
+        self.descriptors.store_u64_release(at, self.first);
+        // (C) Our store of the flags before our load of the driver's wish.
+        full_fence(Fence::DevicePublish);
+        let old = core::mem::replace(&mut self.published, self.next_used);
+        let wish = Suppression::from_word(self.driver_event.load_u32(0), self.has(feature::RING_EVENT_IDX));
+        wish.wants(old, self.next_used, self.size())
+    }
+
+    pub(crate) fn arm(&mut self) {
+        self.wish(if self.has(feature::RING_EVENT_IDX) {
+            Suppression::At(self.next_avail)
+        } else {
+            Suppression::Enable
+        });
+        // (K) Our store of the wish before our next load of a slot's flags; the driver stores these before it
+        // loads the wish.
+        full_fence(Fence::DeviceArm);
+    }
+
+    pub(crate) fn suppress(&mut self) {
+        self.wish(Suppression::Disable);
+    }
+
+    /// Tells the driver when to kick, if that changed.
+    #[inline]
+    fn wish(&mut self, wish: Suppression) {
+        if core::mem::replace(&mut self.wish, wish) != wish {
+            self.device_event.store_u32(0, wish.to_word());
+        }
+    }
+}
+
+/// Reads the chain in an indirect table: all of its descriptors, one after the other. Of their flags only WRITE
+/// means something; NEXT, INDIRECT and the rest are ignored (2.8.7).
+#[inline]
+fn walk_table(addr: u64, len: u32, write_flag: u16, chain: &mut ChainBuilder<'_>) -> Result<(), QueueError> {
+    chain.copy_table(addr, len)?;
+    let mut index = 0;
+    while let Some((addr, tail)) = chain.entry(index) {
+        chain.push(addr, tail_len(tail), tail_flags(tail) & write_flag != 0)?;
+        index += 1;
+    }
+    Ok(())
+}

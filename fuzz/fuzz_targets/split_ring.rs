@@ -1,4 +1,0 @@
-//! `ringway_testkit::hostile::split_ring` on whatever the fuzzer makes up.
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| ringway_testkit::hostile::split_ring(data));

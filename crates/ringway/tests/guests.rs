@@ -1,8 +1,11 @@
 //! Real Linux guests, under QEMU and as User-Mode Linux, on a switch.
 
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use ringway_testkit::frontend::wire::feature;
 use ringway_testkit::guest::{
     BOOT_LIMIT, Guest, Images, Nic, QemuOptions, UmlOptions, boot_qemu, boot_uml, ensure_images, transfer,
 };
@@ -95,6 +98,99 @@ fn two_guests_exchange_traffic_and_reboot() {
     assert!(server.terminate().unwrap().0.success());
 }
 
+/// A card with packed rings of this size, and more properties.
+fn packed(server: &Server, port: &str, size: u16, properties: &str) -> Nic {
+    let sizes = format!("rx_queue_size={size},tx_queue_size={size}");
+    Nic::new(server.socket(port)).property("packed=on").property(&sizes).property(properties)
+}
+
+/// A guest with packed rings under QEMU, and a User-Mode Linux, which takes them whenever they are offered.
+fn two_packed_guests(server: &Server, nic: Nic, options: impl FnOnce(&mut QemuOptions)) -> [Guest; 2] {
+    let mut options_of_a = QemuOptions::new([nic.mac("02:00:00:00:00:0a")]);
+    options(&mut options_of_a);
+    let mut a = boot_qemu("a", &images(), &options_of_a).expect("it starts");
+    ready(&mut a, "10.0.0.1");
+    let mut b = uml(server, "b", "10.0.0.2");
+    for guest in [&mut a, &mut b] {
+        assert_ne!(guest.features().unwrap() & feature::RING_PACKED, 0, "{}", guest.name());
+    }
+    reaches(&mut a, "10.0.0.2");
+    [a, b]
+}
+
+fn expect_no_warning(server: &Server) {
+    let output = server.output();
+    assert!(!output.contains("WARN") && !output.contains("ERROR"), "{output}");
+}
+
+/// Short packed rings, with events by index: traffic both ways, before and after each guest reboots.
+#[test]
+fn guests_with_packed_rings_exchange_traffic_and_reboot() {
+    let server = switch(&["a", "b,mac=02:00:00:00:00:0b"]);
+    let [mut a, mut b] = two_packed_guests(&server, packed(&server, "a", 256, "event_idx=on"), |_| ());
+    assert_ne!(a.features().unwrap() & feature::EVENT_IDX, 0);
+    moves(&mut a, &mut b, "10.0.0.2");
+    moves(&mut b, &mut a, "10.0.0.1");
+    for (guest, address, other) in [(&mut a, "10.0.0.1", "10.0.0.2"), (&mut b, "10.0.0.2", "10.0.0.1")] {
+        guest.reboot(BOOT_LIMIT).unwrap();
+        guest.configure(&format!("{address}/24"), None).unwrap();
+        assert_ne!(guest.features().unwrap() & feature::RING_PACKED, 0);
+        reaches(guest, other);
+    }
+    moves(&mut b, &mut a, "10.0.0.1");
+    expect_no_warning(&server);
+}
+
+/// [VU-BE-get-vring-base-00] [VU-BE-set-vring-base-00] Long packed rings, without events by index: QEMU pauses its
+/// guest, which stops the rings, and they go on where they were; the guest's driver is taken off and put on again,
+/// and they begin anew. Linux 6.12 does not take `IN_ORDER`, offered or not.
+#[test]
+fn packed_rings_stop_and_go_on() {
+    let server = switch(&["a", "b,mac=02:00:00:00:00:0b"]);
+    let monitor = server.socket("a").with_extension("monitor");
+    let nic = packed(&server, "a", 1024, "event_idx=off,in_order=on");
+    let [mut a, mut b] = two_packed_guests(&server, nic, |options| {
+        options.args = vec!["-monitor".into(), format!("unix:{},server=on,wait=off", monitor.display())];
+    });
+    let features = a.features().unwrap();
+    assert_eq!(features & (feature::EVENT_IDX | feature::IN_ORDER), 0, "{features:#x}");
+    let mut monitor = UnixStream::connect(monitor).unwrap();
+    for _ in 0..3 {
+        moves(&mut b, &mut a, "10.0.0.1");
+        monitor.write_all(b"stop\n").unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(b.ping("10.0.0.1", 1).unwrap().received, 0, "it is paused");
+        monitor.write_all(b"cont\n").unwrap();
+        reaches(&mut b, "10.0.0.1");
+    }
+    moves(&mut a, &mut b, "10.0.0.2");
+    let driver = "/sys/bus/virtio/drivers/virtio_net";
+    let again = "for i in virtio*; do echo $i >unbind; echo $i >bind; done";
+    for _ in 0..3 {
+        a.run(&format!("cd {driver} && {again}"), SHORT).unwrap();
+        a.configure("10.0.0.1/24", None).unwrap();
+        reaches(&mut b, "10.0.0.1");
+    }
+    moves(&mut b, &mut a, "10.0.0.1");
+    expect_no_warning(&server);
+}
+
+/// The server is killed under packed rings. Where they stand only the server knew: QEMU says that they begin, and
+/// nothing moves before the guest reboots; after that all is well.
+#[test]
+fn a_guest_with_packed_rings_reconnects_and_reboots() {
+    let mut server = switch(&["a", "b,mac=02:00:00:00:00:0b"]);
+    let nic = packed(&server, "a", 256, "event_idx=on").reconnect();
+    let [mut a, mut b] = two_packed_guests(&server, nic, |_| ());
+    b.kill();
+    server.restart().unwrap();
+    a.reboot(BOOT_LIMIT).unwrap();
+    a.configure("10.0.0.1/24", None).unwrap();
+    let mut b = uml(&server, "b", "10.0.0.2");
+    reaches(&mut b, "10.0.0.1");
+    moves(&mut a, &mut b, "10.0.0.2");
+}
+
 /// A guest is killed while it sends; another attaches to its port; the third never notices.
 #[test]
 fn a_killed_guest_makes_room_for_another() {
@@ -126,14 +222,22 @@ fn a_killed_guest_makes_room_for_another() {
 /// A guest with four queue pairs uses as many as it wants, and its peer's traffic reaches those alone.
 #[test]
 fn a_guest_with_several_queue_pairs() {
+    for format in ["packed=off", "packed=on"] {
+        several_queue_pairs(format);
+    }
+}
+
+fn several_queue_pairs(format: &str) {
     let server = switch(&["a", "b,mac=02:00:00:00:00:0b"]);
-    let nic = Nic::new(server.socket("a")).mac("02:00:00:00:00:0a").queues(4);
+    let nic = Nic::new(server.socket("a")).mac("02:00:00:00:00:0a").queues(4).property(format);
     let mut options = QemuOptions::new([nic]);
     options.cpus = 2;
     let mut a = boot_qemu("a", &images(), &options).unwrap();
     ready(&mut a, "10.0.0.1");
     let mut b = uml(&server, "b", "10.0.0.2");
-    assert_ne!(a.features().unwrap() & (1 << 22), 0, "multi-queue is negotiated");
+    let features = a.features().unwrap();
+    assert_ne!(features & (1 << 22), 0, "multi-queue is negotiated");
+    assert_eq!(features & feature::RING_PACKED != 0, format == "packed=on");
     // Linux uses as many pairs as it has processors.
     let queues = a.run("ls -d /sys/class/net/eth0/queues/tx-* | wc -l", SHORT).unwrap();
     assert_eq!(queues.trim(), "2");

@@ -2,6 +2,8 @@
 //! its session or its ring; the other guests' frames all arrive, and the port is there for the next.
 
 mod common;
+#[path = "hostile/packed.rs"]
+mod packed;
 #[path = "hostile/rings.rs"]
 mod rings;
 
@@ -10,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use anyhow::Result;
 use common::{FEATURES, Mark, PROTOCOL, QUIET, SOON, World, eventually, is_answered, options};
 use ringway_testkit::frontend::wire::{
-    self, HEADER_LEN, NO_FD, RegionDescription, VringAddress, flag, protocol, request,
+    self, HEADER_LEN, NO_FD, RegionDescription, VringAddress, feature, flag, protocol, request,
 };
 use ringway_testkit::frontend::{Event, NetFrontend};
 use ringway_testkit::server::Server;
@@ -121,7 +123,7 @@ fn a_refusal_names_its_port() {
     let mut world = World::new();
     let mark = Mark::now(&world.server);
     let guest = world.negotiate();
-    guest.connection().request_refused(request::SET_VRING_NUM, &wire::vring_state(0, 3), &[]).unwrap();
+    guest.connection().request_refused(request::SET_VRING_NUM, &wire::vring_state(0, 0), &[]).unwrap();
     drop(guest);
     world.check();
     mark.expect_one_warning(&world.server, "a refusal", "a", "SET_VRING_NUM");
@@ -290,7 +292,7 @@ fn no_fds(_: &NetFrontend) -> Vec<OwnedFd> {
     Vec::new()
 }
 
-/// Numbers of rings, sizes and bases that cannot be.
+/// Numbers of rings and sizes that cannot be.
 #[test]
 fn ring_values() {
     use Stage::{Negotiated, Running};
@@ -298,11 +300,8 @@ fn ring_values() {
         Case::refused(name, stage, number, move |_| wire::vring_state(index, value).to_vec(), no_fds)
     };
     let mut cases = Vec::new();
-    for num in [0, 3, 65535, 65536, 1 << 31, u32::MAX] {
+    for num in [0, 32769, 65535, 65536, 1 << 31, u32::MAX] {
         cases.extend(state(&format!("size {num}"), Negotiated, request::SET_VRING_NUM, 0, num));
-    }
-    for base in [65536, u32::MAX] {
-        cases.extend(state(&format!("base {base}"), Negotiated, request::SET_VRING_BASE, 0, base));
     }
     for index in [17, 254, 1000, u32::MAX] {
         for number in [request::SET_VRING_NUM, request::SET_VRING_BASE, request::SET_VRING_ENABLE] {
@@ -339,6 +338,44 @@ fn ring_values() {
     run(cases);
 }
 
+/// Sizes and bases that cannot be in the format that was negotiated: the ring does not start.
+#[test]
+fn rings_of_a_format() {
+    let case = |packed: u64, size, base, end| {
+        let name = format!("features {packed:#x}, size {size}, base {base:#x}");
+        Case::new(name, Stage::Negotiated, end, move |guest| {
+            let features = guest.features() | packed;
+            guest.tell(request::SET_FEATURES, &features.to_le_bytes(), &[])?;
+            guest.share_memory()?;
+            let address = guest.vring_address(0).to_bytes();
+            guest.tell(request::SET_VRING_NUM, &wire::vring_state(0, size), &[])?;
+            guest.tell(request::SET_VRING_BASE, &wire::vring_state(0, base), &[])?;
+            guest.tell(request::SET_VRING_ADDR, &address, &[])?;
+            let kick = guest.ring(0).kick.as_fd().try_clone_to_owned()?;
+            let c = guest.connection();
+            match end {
+                End::Refusal => c.request_refused(request::SET_VRING_KICK, &[0; 8], &[kick.as_fd()]),
+                End::Session => c.request(request::SET_VRING_KICK, &[0; 8], &[kick.as_fd()]),
+            }
+        })
+    };
+    let cases = [
+        (0, 3, 0),
+        (0, 12, 0),
+        (0, 8, 0x1_0000),
+        (0, 8, 0x8000_8000),
+        (0, 8, u32::MAX),
+        // Outside of the ring, or the device behind by more than the ring has.
+        (feature::RING_PACKED, 8, 8),
+        (feature::RING_PACKED, 8, 0x8007_8008),
+        (feature::RING_PACKED, 8, 0x8003_0004),
+        (feature::RING_PACKED, 3, 0x8003_8003),
+        (feature::RING_PACKED, 8, u32::MAX),
+    ];
+    let ends = |(packed, size, base)| [End::Refusal, End::Session].map(|end| case(packed, size, base, end));
+    run(cases.into_iter().flat_map(ends));
+}
+
 /// Features that were not offered, and requests of protocol features that were not acked.
 #[test]
 fn features() {
@@ -347,7 +384,7 @@ fn features() {
         Case::refused(name, Negotiated, request, move |_| value.to_le_bytes().to_vec(), no_fds)
     };
     let mut cases = Vec::new();
-    for bit in [2, 4, 26, 33, 34, 35, 63] {
+    for bit in [2, 4, 26, 33, 36, 38, 63] {
         cases.extend(number(&format!("feature {bit}"), request::SET_FEATURES, FEATURES | 1 << bit));
     }
     for bit in [1, 2, 8, 12, 14, 19, 63] {

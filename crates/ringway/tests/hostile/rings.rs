@@ -19,11 +19,11 @@ const NEXT: u16 = DESC_NEXT;
 const WRITE: u16 = DESC_WRITE;
 const INDIRECT: u16 = DESC_INDIRECT;
 /// Guest memory that no ring and no buffer of the front-end uses.
-const FREE: u64 = 4 << 30;
+pub(super) const FREE: u64 = 4 << 30;
 /// The end of the first region.
-const END: u64 = 128 << 20;
+pub(super) const END: u64 = 128 << 20;
 /// An address in no region.
-const NOWHERE: u64 = 1 << 40;
+pub(super) const NOWHERE: u64 = 1 << 40;
 
 fn desc(addr: u64, len: u32, flags: u16, next: u16) -> Descriptor {
     Descriptor { addr, len, flags, next }
@@ -137,7 +137,7 @@ const fn fault(name: &'static str, spoil: fn(&mut SplitRing, u16) -> Result<()>)
 }
 
 /// A front-end that gives no receive buffers, and its err file descriptors before its kicks.
-fn attach_with_err(world: &World, features: u64) -> NetFrontend {
+pub(super) fn attach_with_err(world: &World, features: u64) -> NetFrontend {
     let withheld = Options { rx_policy: RxPolicy::Never, ..options() };
     let mut a = NetFrontend::connect(world.server.socket("a"), withheld).unwrap();
     a.negotiate(features).unwrap();

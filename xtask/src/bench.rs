@@ -48,7 +48,6 @@ const MACS: [&str; 2] = ["02:00:00:00:01:00", "02:00:00:00:01:01"];
 
 /// Options of `xtask bench`.
 #[derive(Args)]
-#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(crate) struct Options {
     /// The ringway program
     #[arg(long, value_name = "PATH", default_value = "target/release/ringway")]
@@ -74,15 +73,9 @@ pub(crate) struct Options {
     /// Let the driver negotiate mergeable receive buffers
     #[arg(long)]
     mrg_rxbuf: bool,
-    /// Let the driver negotiate packed rings
-    #[arg(long)]
-    packed: bool,
-    /// Keep the driver from negotiating in-order use of descriptors
-    #[arg(long)]
-    no_in_order: bool,
-    /// Let the driver use its SIMD data path
-    #[arg(long)]
-    vectorized: bool,
+    /// Rings to measure with, one after the other in each round
+    #[arg(long, value_enum, value_delimiter = ',', default_values = ["split", "packed-in-order"])]
+    rings: Vec<Rings>,
     /// The driver's core
     #[arg(long, default_value_t = 0)]
     driver_core: usize,
@@ -114,6 +107,43 @@ impl fmt::Display for Role {
             Self::Generate => "generate",
             Self::Echo => "echo",
             Self::Switch => "switch",
+        })
+    }
+}
+
+/// What the driver asks for: the rings' format, `IN_ORDER`, and its own SIMD data path.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Rings {
+    /// Split rings
+    Split,
+    /// Split rings, used in order
+    SplitInOrder,
+    /// Packed rings
+    Packed,
+    /// Packed rings, used in order
+    PackedInOrder,
+    /// Packed rings, used in order, by the driver's SIMD data path
+    PackedVectorized,
+}
+
+impl Rings {
+    fn is_packed(self) -> bool {
+        !matches!(self, Self::Split | Self::SplitInOrder)
+    }
+
+    fn is_in_order(self) -> bool {
+        !matches!(self, Self::Split | Self::Packed)
+    }
+}
+
+impl fmt::Display for Rings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Split => "split",
+            Self::SplitInOrder => "split-in-order",
+            Self::Packed => "packed",
+            Self::PackedInOrder => "packed-in-order",
+            Self::PackedVectorized => "packed-vectorized",
         })
     }
 }
@@ -161,6 +191,7 @@ impl fmt::Display for Distance {
 /// One good sample.
 struct Sample {
     role: Role,
+    rings: Rings,
     backend: BackendKind,
     distance: Distance,
     /// Million frames per second.
@@ -179,9 +210,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut samples = Vec::new();
     for &role in &options.role {
         for round in 1..=options.samples {
-            for &backend in &options.backend {
-                eprint!("{role} {backend} {round}/{}: ", options.samples);
-                samples.extend(take(options, role, backend)?);
+            for &rings in &options.rings {
+                for &backend in &options.backend {
+                    eprint!("{role} {rings} {backend} {round}/{}: ", options.samples);
+                    samples.extend(take(options, role, rings, backend)?);
+                }
             }
         }
     }
@@ -202,9 +235,10 @@ fn check(options: &Options) -> Result<()> {
 }
 
 /// Takes one sample, again while it is disturbed, up to a limit.
-fn take(options: &Options, role: Role, backend: BackendKind) -> Result<Option<Sample>> {
+fn take(options: &Options, role: Role, rings: Rings, backend: BackendKind) -> Result<Option<Sample>> {
     for _ in 0..ATTEMPTS {
-        match try_sample(options, role, backend).with_context(|| format!("{role} with {backend}"))? {
+        let tried = try_sample(options, role, rings, backend);
+        match tried.with_context(|| format!("{role} with {backend}, {rings}"))? {
             Outcome::Kept(sample) => {
                 eprintln!("{:.2} Mpps, {}", sample.mpps, sample.distance);
                 return Ok(Some(sample));
@@ -217,13 +251,13 @@ fn take(options: &Options, role: Role, backend: BackendKind) -> Result<Option<Sa
 }
 
 /// Starts both sides, measures once, and ends them.
-fn try_sample(options: &Options, role: Role, kind: BackendKind) -> Result<Outcome> {
+fn try_sample(options: &Options, role: Role, rings: Rings, kind: BackendKind) -> Result<Outcome> {
     let directory = tempfile::tempdir().context("a directory for sockets")?;
     let ports = if role == Role::Switch { 2 } else { 1 };
     let sockets: Vec<PathBuf> = (0..ports).map(|i| directory.path().join(format!("{i}.sock"))).collect();
 
     let mut backend = Backend::start(options, role, kind, &sockets)?;
-    let mut driver = start_driver(options, role, &sockets)?;
+    let mut driver = start_driver(options, role, rings, &sockets)?;
     backend.start_traffic()?;
     start_traffic(options, role, &mut driver)?;
     eprint!("[features {:#x}] ", driver.features().unwrap_or(0));
@@ -247,20 +281,20 @@ fn try_sample(options: &Options, role: Role, kind: BackendKind) -> Result<Outcom
     if pps <= 0.0 {
         bail!("no frame moved; the back-end said:\n{}", backend.output());
     }
-    Ok(Outcome::Kept(Sample { role, backend: kind, distance: before, mpps: pps / 1e6 }))
+    Ok(Outcome::Kept(Sample { role, rings, backend: kind, distance: before, mpps: pps / 1e6 }))
 }
 
 /// The front-end for a role, its links up.
-fn start_driver(options: &Options, role: Role, sockets: &[PathBuf]) -> Result<TestPmd> {
+fn start_driver(options: &Options, role: Role, rings: Rings, sockets: &[PathBuf]) -> Result<TestPmd> {
     let ports = VirtioUser {
         sockets: sockets.to_vec(),
         macs: MACS.map(String::from).to_vec(),
         queues: 1,
         queue_size: options.queue_size,
         mrg_rxbuf: options.mrg_rxbuf,
-        in_order: !options.no_in_order,
-        packed: options.packed,
-        vectorized: options.vectorized,
+        in_order: rings.is_in_order(),
+        packed: rings.is_packed(),
+        vectorized: rings == Rings::PackedVectorized,
         server: false,
     };
     let forward = match role {
@@ -522,36 +556,43 @@ fn process_ticks(stat: &str) -> Option<u64> {
     Some(user + system)
 }
 
-/// The comparison: one line for each role and kind of sample.
+/// The comparison: one line for each role, kind of rings and kind of sample.
 fn table(samples: &[Sample]) -> String {
     let mut lines = vec![format!(
-        "{:<9} {:<5} {:>12} {:>12} {:>6}  samples",
-        "role", "cores", "ringway Mpps", "DPDK Mpps", "ratio"
+        "{:<9} {:<17} {:<5} {:>12} {:>12} {:>6}  samples",
+        "role", "rings", "cores", "ringway Mpps", "DPDK Mpps", "ratio"
     )];
     for role in Role::value_variants() {
         for distance in [Distance::Near, Distance::Far] {
-            let of = |backend| -> Vec<f64> {
-                let same = |s: &&Sample| s.role == *role && s.distance == distance && s.backend == backend;
-                samples.iter().filter(same).map(|s| s.mpps).collect()
-            };
-            let (ringway, dpdk) = (of(BackendKind::Ringway), of(BackendKind::Dpdk));
-            if ringway.is_empty() && dpdk.is_empty() {
-                continue;
+            for rings in Rings::value_variants() {
+                lines.extend(row(samples, *role, *rings, distance));
             }
-            let (ours, theirs) = (median(&ringway), median(&dpdk));
-            let ratio = ours.zip(theirs).map(|(ours, theirs)| ours / theirs);
-            let number = |n: Option<f64>| n.map_or("-".to_owned(), |n| format!("{n:.2}"));
-            lines.push(format!(
-                "{role:<9} {distance:<5} {:>12} {:>12} {:>6}  {}+{}",
-                number(ours),
-                number(theirs),
-                number(ratio),
-                ringway.len(),
-                dpdk.len()
-            ));
         }
     }
     lines.join("\n")
+}
+
+/// A line of the table, if there are samples for it.
+fn row(samples: &[Sample], role: Role, rings: Rings, distance: Distance) -> Option<String> {
+    let of = |backend| -> Vec<f64> {
+        let same = |s: &&Sample| {
+            s.role == role && s.rings == rings && s.distance == distance && s.backend == backend
+        };
+        samples.iter().filter(same).map(|s| s.mpps).collect()
+    };
+    let (ringway, dpdk) = (of(BackendKind::Ringway), of(BackendKind::Dpdk));
+    let (ours, theirs) = (median(&ringway), median(&dpdk));
+    ours.or(theirs)?;
+    let ratio = ours.zip(theirs).map(|(ours, theirs)| ours / theirs);
+    let number = |n: Option<f64>| n.map_or("-".to_owned(), |n| format!("{n:.2}"));
+    Some(format!(
+        "{role:<9} {rings:<17} {distance:<5} {:>12} {:>12} {:>6}  {}+{}",
+        number(ours),
+        number(theirs),
+        number(ratio),
+        ringway.len(),
+        dpdk.len()
+    ))
 }
 
 /// The middle value, or the mean of the two in the middle.
@@ -598,15 +639,16 @@ mod tests {
 
     #[test]
     fn only_like_samples_are_compared() {
-        let sample = |backend, distance, mpps| Sample { role: Role::Echo, backend, distance, mpps };
+        let rings = Rings::PackedInOrder;
+        let sample = |backend, distance, mpps| Sample { role: Role::Echo, rings, backend, distance, mpps };
         let text = table(&[
             sample(BackendKind::Ringway, Distance::Near, 6.0),
             sample(BackendKind::Dpdk, Distance::Near, 3.0),
             sample(BackendKind::Dpdk, Distance::Far, 1.0),
         ]);
         let lines: Vec<Vec<&str>> = text.lines().skip(1).map(|l| l.split_whitespace().collect()).collect();
-        assert_eq!(lines[0], ["echo", "near", "6.00", "3.00", "2.00", "1+1"]);
-        assert_eq!(lines[1], ["echo", "far", "-", "1.00", "-", "0+1"]);
+        assert_eq!(lines[0], ["echo", "packed-in-order", "near", "6.00", "3.00", "2.00", "1+1"]);
+        assert_eq!(lines[1], ["echo", "packed-in-order", "far", "-", "1.00", "-", "0+1"]);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: build demo test lint bench fuzz setup clean
+.PHONY: build demo test model lint bench bench-queue fuzz setup clean
 
 build:
 	$(CARGO) build --release --package ringway
@@ -15,30 +15,42 @@ demo:
 	guests/setup.sh
 	cd '$(CURDIR)' && target/release/xtask demo
 
-# All tests, with the real peers, and the fuzz targets for a minute.
-test: setup
+# All tests, with the real peers, the models, and each fuzz target for half a minute.
+test: setup model
 	$(CARGO) test --workspace --doc
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 		$(CARGO) nextest run --workspace; \
 	else \
 		$(CARGO) test --workspace -- --test-threads 1; \
 	fi
-	fuzz/run.sh 60
+	FUZZ_JOBS=$$(nproc) fuzz/run.sh 30
+
+# The rings under a model of the processor's memory: every order of two threads, every stale value.
+model:
+	RUSTFLAGS="$$RUSTFLAGS --cfg loom" $(CARGO) test --package ringway-queue --test loom --release \
+		--target-dir target/loom
 
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --quiet
+	$(CARGO) xtask conformance --check
 
 # Interleaved with DPDK's own vhost back-end on the same two cores.
 bench:
 	$(CARGO) build --release --package ringway --package xtask
 	guests/setup.sh
-	cd '$(CURDIR)' && target/release/xtask bench --no-in-order
+	cd '$(CURDIR)' && target/release/xtask bench
 
-# Each fuzz target for ten minutes.
+# What a chain costs in crates/queue, next to the crates virtio-queue and virtio-drivers, in one run of seconds.
+bench-queue:
+	$(CARGO) bench --package ringway-bench --bench queue
+
+# Each fuzz target for ten minutes at full speed, as many at a time as there are processors, and for one under the
+# address sanitizer.
 fuzz:
-	fuzz/run.sh 600
+	FUZZ_SANITIZER=none FUZZ_JOBS=$$(nproc) fuzz/run.sh 600
+	FUZZ_JOBS=$$(nproc) fuzz/run.sh 60
 
 # Peers' programs and guests' images.
 setup:

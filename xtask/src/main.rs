@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod conformance;
 mod demo;
 
 use std::process::ExitCode;
@@ -24,6 +25,8 @@ struct Cli {
 enum Chore {
     /// Measures ringway against DPDK's own vhost-user back-end, interleaved on the same two cores
     Bench(bench::Options),
+    /// Writes docs/CONFORMANCE.md: which statement of the specifications is proven by which test
+    Conformance(conformance::Options),
     /// Shows two Linux guests that exchange traffic through ringway
     Demo(demo::Options),
 }
@@ -39,6 +42,7 @@ fn main() -> anyhow::Result<ExitCode> {
     std::thread::spawn(move || signals.forever().for_each(|_| ringway_testkit::process::interrupt()));
     match Cli::parse().chore {
         Chore::Bench(options) => bench::run(&options).map(|()| ExitCode::SUCCESS),
+        Chore::Conformance(options) => conformance::run(&options),
         Chore::Demo(options) => Ok(demo::run(&options)),
     }
 }

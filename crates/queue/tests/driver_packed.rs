@@ -13,7 +13,7 @@ use ringway_queue::{
     AddError, Areas, ConfigError, Cursor, DriverConfig, DriverError, DriverQueue, IndirectTables, NotAdded,
     ResumeState, Segment, Used,
 };
-use ringway_spec::feature::{IN_ORDER, RING_EVENT_IDX, RING_INDIRECT_DESC, RING_PACKED};
+use ringway_spec::feature::{IN_ORDER, ORDER_PLATFORM, RING_EVENT_IDX, RING_INDIRECT_DESC, RING_PACKED};
 use ringway_spec::packed::{
     self as layout, ADDR, DESC_F_AVAIL, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_USED, DESC_F_WRITE, DESC_SIZE,
     EVENT_F_DESC, EVENT_F_DISABLE, EVENT_F_ENABLE, TAIL, tail, tail_flags, tail_id, tail_len,
@@ -301,6 +301,8 @@ fn what_cannot_be_a_queue_is_refused_and_touches_nothing() {
     check(small, ConfigError::SmallArea { needed: 512, len: 496 });
     let high = u64::MAX - 511;
     check(DriverConfig { tables: tables(512, high), ..config() }, ConfigError::BadTables(Gpa(high)));
+    let ordered = DriverConfig { features: config().features | ORDER_PLATFORM, ..config() };
+    check(ordered, ConfigError::OrderPlatform);
 }
 
 /// [DRV-PACKED-vq-01] Where addresses in the driver's process and for the device differ by whole pages.

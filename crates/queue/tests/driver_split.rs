@@ -12,7 +12,7 @@ use ringway_queue::{
     AddError, Areas, ConfigError, Cursor, DriverConfig, DriverError, DriverQueue, IndirectTables, NotAdded,
     ResumeState, Segment, Used,
 };
-use ringway_spec::feature::{IN_ORDER, RING_EVENT_IDX, RING_INDIRECT_DESC};
+use ringway_spec::feature::{IN_ORDER, ORDER_PLATFORM, RING_EVENT_IDX, RING_INDIRECT_DESC};
 use ringway_spec::split::{
     self as layout, AVAIL_ENTRY, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, FLAGS, IDX, RING,
     USED_ENTRY,
@@ -223,6 +223,8 @@ fn what_cannot_be_a_queue_is_refused_and_touches_nothing() {
     check(small, ConfigError::SmallArea { needed: 512, len: 496 });
     let high = u64::MAX - 511;
     check(DriverConfig { tables: tables(512, high), ..config() }, ConfigError::BadTables(Gpa(high)));
+    let ordered = DriverConfig { features: config().features | ORDER_PLATFORM, ..config() };
+    check(ordered, ConfigError::OrderPlatform);
     // Without the feature nobody asks for tables.
     let unused = DriverConfig { tables: tables(16, BASE), features: 0, ..config() };
     assert!(DriverQueue::<()>::new(unused).is_ok());

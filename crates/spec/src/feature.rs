@@ -12,6 +12,8 @@ pub const ACCESS_PLATFORM: u64 = 1 << 33;
 pub const RING_PACKED: u64 = 1 << 34;
 /// Buffers are used in the order in which they were made available.
 pub const IN_ORDER: u64 = 1 << 35;
+/// The device needs the barriers of the platform's devices, not those between processors.
+pub const ORDER_PLATFORM: u64 = 1 << 36;
 /// Kicks carry more than the queue's index (2.9).
 pub const NOTIFICATION_DATA: u64 = 1 << 38;
 /// A single queue can be reset.

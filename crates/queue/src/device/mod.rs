@@ -50,6 +50,9 @@ pub enum ConfigError {
         /// Bytes of the area.
         len: usize,
     },
+    /// `ORDER_PLATFORM` was negotiated: a driver's barriers here are those between processors.
+    #[error("the queue has no barriers for ORDER_PLATFORM")]
+    OrderPlatform,
     /// The indirect tables would go past the end of the address space.
     #[error("indirect tables at {0} go past the end of the address space")]
     BadTables(Gpa),

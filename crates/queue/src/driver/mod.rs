@@ -251,6 +251,9 @@ impl<T> DriverQueue<T> {
     /// [`ConfigError`]; nothing of the rings has been touched then.
     pub fn new(config: DriverConfig) -> Result<Self, ConfigError> {
         let DriverConfig { size, features, areas, start, max_chain, tables } = config;
+        if features & feature::ORDER_PLATFORM != 0 {
+            return Err(ConfigError::OrderPlatform);
+        }
         areas.check(size, features)?;
         start.check(size, features)?;
         let tables =

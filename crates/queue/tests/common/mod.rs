@@ -6,11 +6,11 @@
 pub mod packed;
 pub mod split;
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ringway_memory::{FrontendVa, Gpa, Mapping, MemoryTable, ScatterList};
 use ringway_queue::{Areas, Burst, DeviceQueue};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 /// Where the guest's memory begins, for the guest and in its process.
 pub const BASE: u64 = 0x4000_0000;
@@ -37,10 +37,9 @@ pub struct Guest {
 
 impl Guest {
     pub fn new() -> Self {
-        let file = tempfile::tempfile().expect("a temporary file");
-        file.set_len(LEN).expect("its length");
-        let region =
-            Mapping::region(OwnedFd::from(file), 0, LEN, Gpa(BASE), FrontendVa(FRONTEND)).expect("a region");
+        let file = memfd_create("guest", MemfdFlags::CLOEXEC).expect("a memfd");
+        ftruncate(&file, LEN).expect("its length");
+        let region = Mapping::region(file, 0, LEN, Gpa(BASE), FrontendVa(FRONTEND)).expect("a region");
         Self { memory: Arc::new(MemoryTable::new(vec![region]).expect("a table")) }
     }
 

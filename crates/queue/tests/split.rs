@@ -660,26 +660,3 @@ fn areas_are_checked() {
         assert_eq!(resolve(&driver.guest.memory, start + desc, start + avail, start + used), Err(error));
     }
 }
-
-/// A device that only reads may take every buffer for readable, in the table and in indirect ones.
-#[test]
-fn the_write_flag_can_be_ignored() {
-    let mut driver = Driver::new(4, 0);
-    driver
-        .guest
-        .write_table(buffer(8), &[(buffer(0), 12, DESC_F_WRITE | DESC_F_NEXT, 1), (buffer(1), 60, 0, 0)]);
-    driver.set_descriptor(0, buffer(8), 32, DESC_F_INDIRECT, 0);
-    driver.set_descriptor(1, buffer(0), 12, DESC_F_WRITE | DESC_F_NEXT, 2);
-    driver.set_descriptor(2, buffer(1), 60, 0, 0);
-    let mut queue = driver.start(RING_INDIRECT_DESC);
-    queue.ignore_write_flag();
-    let mut burst = Burst::default();
-    (0..2).for_each(|head| driver.offer(head));
-    assert_eq!(take(&mut queue, &mut burst), 2);
-    while let Some(chain) = burst.next() {
-        assert_eq!((chain.readable().len(), chain.writable_len()), (72, 0));
-        queue.complete(chain, 0);
-    }
-    assert!(queue.publish());
-    assert_eq!((driver.reclaim(), driver.reclaim()), (Some((0, 0)), Some((1, 0))));
-}

@@ -182,8 +182,8 @@ impl GuestPort {
                 self.rx[usize::from(pair)] = Some(queue);
             }
             Role::Transmit(pair) => {
-                // All that is in it is sent, whatever the driver calls it.
-                vring.queue.ignore_write_flag();
+                // All that is in it is sent, whatever a driver calls it.
+                vring.queue.ignore_write_flag_in_tables();
                 self.tx[usize::from(pair)] = Some(vring);
             }
             Role::Control => self.control = Some((index, vring)),

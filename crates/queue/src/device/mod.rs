@@ -179,13 +179,12 @@ impl DeviceQueue {
         Ok(Self { ring, size, memory, failed: None, is_told: false, in_flight })
     }
 
-    /// Takes every buffer for device-readable from now on, whatever its WRITE flag says: for a queue that the device
-    /// writes nothing to, of a driver that sets the flag all the same. DPDK's does so for the header of a frame, in
-    /// the indirect tables of packed rings, and would break its ring (2.8.17).
-    pub fn ignore_write_flag(&mut self) {
-        match &mut self.ring {
-            Ring::Split(ring) => ring.ignore_write_flag(),
-            Ring::Packed(ring) => ring.ignore_write_flag(),
+    /// Takes all buffers in indirect tables of a packed ring for device-readable from now on, whatever their WRITE
+    /// flag says: for a queue that the device writes nothing to. DPDK's driver sets the flag for the header of a
+    /// frame, before data that it does not set it for (2.8.17). In a split ring it does not, and nothing changes.
+    pub fn ignore_write_flag_in_tables(&mut self) {
+        if let Ring::Packed(ring) = &mut self.ring {
+            ring.ignore_write_flag_in_tables();
         }
     }
 

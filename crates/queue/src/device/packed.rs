@@ -37,8 +37,8 @@ pub(crate) struct DeviceRing {
     device_event: RingArea,
     size: u32,
     features: u64,
-    /// The flag that makes a buffer device-writable; 0 if none does.
-    write_flag: u16,
+    /// The flag that makes a buffer of an indirect table device-writable; 0 if none does.
+    table_write_flag: u16,
     /// The next slot to take.
     next_avail: Cursor,
     /// The next slot to write a used descriptor to.
@@ -65,7 +65,7 @@ impl DeviceRing {
             device_event,
             size: size.into(),
             features,
-            write_flag: DESC_F_WRITE,
+            table_write_flag: DESC_F_WRITE,
             next_avail: avail,
             next_used: used,
             published: used,
@@ -85,8 +85,8 @@ impl DeviceRing {
         self.size as u16
     }
 
-    pub(crate) fn ignore_write_flag(&mut self) {
-        self.write_flag = 0;
+    pub(crate) fn ignore_write_flag_in_tables(&mut self) {
+        self.table_write_flag = 0;
     }
 
     pub(crate) fn resume_state(&self) -> ResumeState {
@@ -149,9 +149,9 @@ impl DeviceRing {
                 if !self.has(feature::RING_INDIRECT_DESC) || slots > 1 || flags & DESC_F_NEXT != 0 {
                     return Err(QueueError::BadIndirect { head });
                 }
-                walk_table(addr, tail_len(tail), self.write_flag, &mut chain)?;
+                walk_table(addr, tail_len(tail), self.table_write_flag, &mut chain)?;
             } else {
-                chain.push(addr, tail_len(tail), flags & self.write_flag != 0)?;
+                chain.push(addr, tail_len(tail), flags & DESC_F_WRITE != 0)?;
             }
             if flags & DESC_F_NEXT == 0 {
                 // The buffer ID stands in the chain's last descriptor (2.8.6).

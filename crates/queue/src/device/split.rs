@@ -39,8 +39,6 @@ pub(crate) struct DeviceRing {
     used: RingArea,
     size: u32,
     features: u64,
-    /// The flag that makes a buffer device-writable; 0 if none does.
-    write_flag: u16,
     /// The next entry of the available ring to take.
     next_avail: u32,
     /// The driver's available index as last read.
@@ -66,7 +64,6 @@ impl DeviceRing {
             used,
             size: size.into(),
             features,
-            write_flag: DESC_F_WRITE,
             next_avail: next_avail.into(),
             avail_seen: next_avail.into(),
             next_used: next_used.into(),
@@ -83,10 +80,6 @@ impl DeviceRing {
     #[inline]
     fn size(&self) -> u16 {
         self.size as u16
-    }
-
-    pub(crate) fn ignore_write_flag(&mut self) {
-        self.write_flag = 0;
     }
 
     pub(crate) fn resume_state(&self) -> ResumeState {
@@ -187,11 +180,11 @@ impl DeviceRing {
                 if !self.has(feature::RING_INDIRECT_DESC) || flags & DESC_F_NEXT != 0 {
                     return Err(QueueError::BadIndirect { head });
                 }
-                walk_table(head, &descriptor, self.write_flag, &mut chain)?;
+                walk_table(head, &descriptor, &mut chain)?;
                 chain.finish(head, 1);
                 return Ok(());
             }
-            chain.push(descriptor.addr(), descriptor.len(), flags & self.write_flag != 0)?;
+            chain.push(descriptor.addr(), descriptor.len(), flags & DESC_F_WRITE != 0)?;
             if flags & DESC_F_NEXT == 0 {
                 chain.finish(head, 1);
                 return Ok(());
@@ -269,12 +262,7 @@ impl DeviceRing {
 
 /// Reads the chain in the table that `descriptor` refers to; it begins at entry 0 (2.7.5.3).
 #[inline]
-fn walk_table(
-    head: u16,
-    descriptor: &Descriptor,
-    write_flag: u16,
-    chain: &mut ChainBuilder<'_>,
-) -> Result<(), QueueError> {
+fn walk_table(head: u16, descriptor: &Descriptor, chain: &mut ChainBuilder<'_>) -> Result<(), QueueError> {
     let count = chain.copy_table(descriptor.addr(), descriptor.len())?;
     let mut index = 0;
     for _ in 0..count {
@@ -284,7 +272,7 @@ fn walk_table(
         if flags & DESC_F_INDIRECT != 0 {
             return Err(QueueError::BadIndirect { head });
         }
-        chain.push(descriptor.addr(), descriptor.len(), flags & write_flag != 0)?;
+        chain.push(descriptor.addr(), descriptor.len(), flags & DESC_F_WRITE != 0)?;
         if flags & DESC_F_NEXT == 0 {
             return Ok(());
         }

@@ -56,6 +56,9 @@ fn table(ring: &SplitRing, len: u32, slots: &[Slot]) -> Result<()> {
 /// What a driver does to its ring; `access` is the flag of the ring's ordinary buffers.
 type Spoil = fn(&SplitRing, access: u16) -> Result<()>;
 
+/// No fault of a transmit ring, where it is all the same which of a table's buffers a driver calls writable.
+const DISORDER: &str = "readable after writable in a table";
+
 const FAULTS: &[(&str, Spoil)] = &[
     ("a chain that goes on at a slot that is not available", |ring, access| {
         supply(ring, &[slot(FREE, 100, access | NEXT | AVAIL), slot(FREE, 100, access)])
@@ -85,9 +88,7 @@ const FAULTS: &[(&str, Spoil)] = &[
         write(ring, FREE, &[slot(FREE, 100, access)])?;
         supply(ring, &[slot(FREE, 100, access | NEXT | AVAIL), slot(FREE, 16, INDIRECT | AVAIL)])
     }),
-    ("readable after writable in a table", |ring, _| {
-        table(ring, 32, &[slot(FREE, 100, WRITE), slot(FREE, 100, 0)])
-    }),
+    (DISORDER, |ring, _| table(ring, 32, &[slot(FREE, 100, WRITE), slot(FREE, 100, 0)])),
     ("outside of memory in a table", |ring, access| table(ring, 16, &[slot(NOWHERE, 100, access)])),
     ("an empty table", |ring, _| table(ring, 0, &[])),
     ("a table of 15 bytes", |ring, access| table(ring, 15, &[slot(FREE, 100, access)])),
@@ -131,7 +132,7 @@ fn passes_a_frame(a: &mut NetFrontend, world: &mut World, index: usize) {
 /// Breaks the ring in every way. As with split rings, it alone stops: one line in the log, one signal, one count.
 fn break_rings(index: usize) {
     let mut world = World::new();
-    for (name, spoil) in FAULTS {
+    for (name, spoil) in FAULTS.iter().filter(|(name, _)| index == 0 || *name != DISORDER) {
         let failed = world.server.counters().unwrap().get("a", "failed rings");
         let mark = Mark::now(&world.server);
         let mut a = attach_with_err(&world, PACKED);

@@ -41,6 +41,8 @@ const MAX_CHAIN: u16 = 1024;
 struct Shape {
     size: u16,
     features: u64,
+    /// The device takes all of a packed ring's tables for device-readable.
+    reads_tables: bool,
 }
 
 impl Shape {
@@ -48,7 +50,7 @@ impl Shape {
         let [size, bits] = input.array();
         let optional = [RING_EVENT_IDX, RING_INDIRECT_DESC, IN_ORDER];
         let features = (0..).zip(optional).filter(|(bit, _)| bits >> bit & 1 != 0).map(|(_, f)| f);
-        Self { size: F::size(size), features: F::FEATURES | features.sum::<u64>() }
+        Self { size: F::size(size), features: F::FEATURES | features.sum::<u64>(), reads_tables: false }
     }
 
     fn has(self, feature: u64) -> bool {

@@ -11,10 +11,8 @@ use super::memory::{Memory, REGION_LEN};
 use super::{Buffer, Format, Found, Malformed, Offer, Shape, packed, scribble, split};
 use crate::hostile::{Input, MAX_STEPS};
 
-/// A burst with as many slices takes no further chain, but for some that are taken together, of one or two slices
-/// each.
+/// A burst with as many slices takes no further chain.
 const MAX_SLICES: usize = 4096;
-const MORE_SLICES: usize = 8;
 
 /// The device's half of a ring of one format: what it is to answer and to write, and the driver it is up against.
 pub(super) trait Model: Sized {
@@ -119,8 +117,6 @@ struct Device<M> {
     shape: Shape,
     memory: Memory,
     model: M,
-    /// The device takes every buffer for device-readable.
-    is_write_ignored: bool,
     /// There is one, but for a moment between a stop and a start.
     queue: Option<DeviceQueue>,
     burst: Burst,
@@ -139,19 +135,18 @@ struct Device<M> {
 impl<M: Model> Device<M> {
     fn new(input: &mut Input<'_>) -> Self {
         let mut memory = Memory::take();
-        let shape = Shape::new::<M::Format>(input);
+        let mut shape = Shape::new::<M::Format>(input);
         let which = input.u8();
-        let is_write_ignored = which & 0x80 != 0;
+        shape.reads_tables = which & 0x80 != 0;
         refuse::<M::Format>(shape, &mut memory, which & 0x7f);
         let state = ResumeState::start(shape.features);
-        let queue = start(shape, &memory, state, is_write_ignored).expect("a good configuration");
+        let queue = start(shape, &memory, state).expect("a good configuration");
         let model = M::start(shape, state, &mut memory);
         memory.check();
         Self {
             shape,
             memory,
             model,
-            is_write_ignored,
             queue: Some(queue),
             burst: Burst::default(),
             failed: Failed::No,
@@ -208,8 +203,7 @@ impl<M: Model> Device<M> {
     fn take(&mut self, max: usize) {
         let waiting = self.waiting.len();
         let result = self.queue.as_mut().expect("it runs").take(&mut self.burst, max);
-        let told = result.unwrap_or(0);
-        let is_malformed = self.failed == Failed::No && self.take_by_model(max, told).is_err();
+        let is_malformed = self.failed == Failed::No && self.take_by_model(max).is_err();
         let taken = self.waiting.len() - waiting;
         self.failed = match (self.failed, result) {
             (Failed::No, Ok(n)) => {
@@ -233,22 +227,20 @@ impl<M: Model> Device<M> {
         assert!(self.burst.writable_lens().eq(lens));
     }
 
-    /// Takes the same chains, `told` of them if the burst may be full.
-    fn take_by_model(&mut self, max: usize, told: usize) -> Result<(), Malformed> {
-        let Self { shape, memory, model, is_write_ignored, in_flight, waiting, buffers, .. } = self;
+    /// Takes the same chains.
+    fn take_by_model(&mut self, max: usize) -> Result<(), Malformed> {
+        let Self { shape, memory, model, in_flight, waiting, buffers, .. } = self;
         let mut slices: usize =
             waiting.iter().map(|chain| chain.readable.slices + chain.writable.slices).sum();
         let most = model.look(memory)?.min(max);
-        for taken in 0..most {
-            let is_full = slices >= MAX_SLICES && (taken == told || slices >= MAX_SLICES + MORE_SLICES);
-            if is_full || *in_flight == shape.size {
+        for _ in 0..most {
+            if slices >= MAX_SLICES || *in_flight == shape.size {
                 break;
             }
             let (mut readable, mut writable) = (Part::default(), Part::default());
             let mut is_in_writable = false;
             let known = buffers.len();
-            let chain = model.take(memory, shape.size - *in_flight, |(addr, len, write)| {
-                let is_writable = write && !*is_write_ignored;
+            let chain = model.take(memory, shape.size - *in_flight, |(addr, len, is_writable)| {
                 if is_in_writable && !is_writable {
                     return Err(Malformed);
                 }
@@ -358,12 +350,12 @@ impl<M: Model> Device<M> {
         self.stop(how & 1 == 0);
         let (shape, old) = (self.shape, self.model.state());
         let wanted = if how & 2 == 0 { old } else { M::Format::state(shape.size, input) };
-        let next = start(shape, &self.memory, wanted, self.is_write_ignored);
+        let next = start(shape, &self.memory, wanted);
         let (queue, state) = if M::Format::in_flight(shape.size, wanted).is_some() {
             (next.expect("a good state"), wanted)
         } else {
             assert_eq!(next.err(), Some(ConfigError::BadResume { size: shape.size, resume: wanted }));
-            let next = start(shape, &self.memory, old, self.is_write_ignored);
+            let next = start(shape, &self.memory, old);
             (next.expect("where it was"), old)
         };
         self.queue = Some(queue);
@@ -386,15 +378,10 @@ impl<M: Model> Device<M> {
     }
 }
 
-fn start(
-    shape: Shape,
-    memory: &Memory,
-    resume: ResumeState,
-    is_write_ignored: bool,
-) -> Result<DeviceQueue, ConfigError> {
+fn start(shape: Shape, memory: &Memory, resume: ResumeState) -> Result<DeviceQueue, ConfigError> {
     let mut queue = start_sized(shape, memory, shape.size, resume)?;
-    if is_write_ignored {
-        queue.ignore_write_flag();
+    if shape.reads_tables {
+        queue.ignore_write_flag_in_tables();
     }
     Ok(queue)
 }

@@ -143,7 +143,8 @@ fn read_chain(
             for i in 0..table_count(tail_len(tail))? {
                 let at = table + usize::from(i) * DESC_SIZE;
                 let tail = memory.u64(at + TAIL);
-                push((memory.u64(at), tail_len(tail), tail_flags(tail) & DESC_F_WRITE != 0))?;
+                let is_writable = tail_flags(tail) & DESC_F_WRITE != 0 && !shape.reads_tables;
+                push((memory.u64(at), tail_len(tail), is_writable))?;
             }
             return Ok(Found { id, slots: 1 });
         }

@@ -223,6 +223,9 @@ fn what_cannot_be_a_queue_is_refused_and_touches_nothing() {
     check(small, ConfigError::SmallArea { needed: 512, len: 496 });
     let high = u64::MAX - 511;
     check(DriverConfig { tables: tables(512, high), ..config() }, ConfigError::BadTables(Gpa(high)));
+    let area = guest.memory.area(FrontendVa(FRONTEND + TABLES + 8), 512, 8).expect("an area");
+    let odd = Some(IndirectTables { area, addr: Gpa(BASE), entries: 4 });
+    check(DriverConfig { tables: odd, ..config() }, ConfigError::MisalignedArea { align: 16 });
     let ordered = DriverConfig { features: config().features | ORDER_PLATFORM, ..config() };
     check(ordered, ConfigError::OrderPlatform);
     // Without the feature nobody asks for tables.

@@ -4,7 +4,6 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use ringway_memory::{GuestBuf, MemoryTable, ScatterList};
-
 use ringway_spec::split::DESC_SIZE;
 
 use crate::QueueError;

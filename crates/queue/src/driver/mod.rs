@@ -23,7 +23,7 @@ use alloc::vec::Vec;
 
 use ringway_memory::{Gpa, RingArea, SharedBuf};
 use ringway_spec::feature;
-use ringway_spec::split::{DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE};
+use ringway_spec::split::{DESC_ALIGN, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE};
 use thiserror::Error;
 
 use crate::{Areas, ConfigError, NotificationData, ResumeState};
@@ -91,6 +91,9 @@ impl IndirectTables {
     }
 
     fn check(&self, size: u16) -> Result<(), ConfigError> {
+        if !self.area.is_aligned(DESC_ALIGN) {
+            return Err(ConfigError::MisalignedArea { align: DESC_ALIGN });
+        }
         let needed = usize::from(size) * usize::from(self.entries) * DESC_SIZE;
         if self.area.len() < needed {
             return Err(ConfigError::SmallArea { needed, len: self.area.len() });

@@ -100,6 +100,7 @@ pub mod event;
 mod notification;
 mod resume;
 mod sync;
+mod wish;
 
 pub use areas::Areas;
 pub use cursor::Cursor;

@@ -28,13 +28,13 @@ use ringway_spec::packed::{
 use super::burst::{ChainBuilder, MAX_CHAIN};
 use crate::event::Suppression;
 use crate::sync::{Fence, full_fence};
+use crate::wish::Wish;
 use crate::{Areas, Burst, Cursor, QueueError, ResumeState};
 
 /// Fields that change are whole words, as in the split ring.
 pub(crate) struct DeviceRing {
     descriptors: RingArea,
     driver_event: RingArea,
-    device_event: RingArea,
     size: u32,
     features: u64,
     /// The flag that makes a buffer of an indirect table device-writable; 0 if none does.
@@ -50,19 +50,16 @@ pub(crate) struct DeviceRing {
     /// Nothing but chains without a device-writable part were completed since `published`: one used descriptor
     /// tells of all.
     can_merge: bool,
-    /// Our event suppression as last written.
-    wish: Suppression,
+    /// Our event suppression.
+    wish: Wish,
 }
 
 impl DeviceRing {
     pub(crate) fn new(size: u16, features: u64, areas: Areas, avail: Cursor, used: Cursor) -> Self {
         let Areas { descriptor: descriptors, driver: driver_event, device: device_event } = areas;
-        let wish = Suppression::Enable;
-        device_event.store_u32(0, wish.to_word());
         Self {
             descriptors,
             driver_event,
-            device_event,
             size: size.into(),
             features,
             table_write_flag: DESC_F_WRITE,
@@ -71,7 +68,7 @@ impl DeviceRing {
             published: used,
             first: 0,
             can_merge: false,
-            wish,
+            wish: Wish::new(device_event),
         }
     }
 
@@ -209,26 +206,14 @@ impl DeviceRing {
     }
 
     pub(crate) fn arm(&mut self) {
-        self.wish(if self.has(feature::RING_EVENT_IDX) {
-            Suppression::At(self.next_avail)
-        } else {
-            Suppression::Enable
-        });
+        self.wish.arm(self.next_avail, self.has(feature::RING_EVENT_IDX));
         // (K) Our store of the wish before our next load of a slot's flags; the driver stores these before it
         // loads the wish.
         full_fence(Fence::DeviceArm);
     }
 
     pub(crate) fn suppress(&mut self) {
-        self.wish(Suppression::Disable);
-    }
-
-    /// Tells the driver when to kick, if that changed.
-    #[inline]
-    fn wish(&mut self, wish: Suppression) {
-        if core::mem::replace(&mut self.wish, wish) != wish {
-            self.device_event.store_u32(0, wish.to_word());
-        }
+        self.wish.suppress();
     }
 }
 

@@ -25,12 +25,12 @@ use ringway_spec::packed::{
 use super::{AddError, Batch, DriverError, IndirectTables, Lent, NewChain};
 use crate::event::Suppression;
 use crate::sync::{Fence, full_fence};
+use crate::wish::Wish;
 use crate::{Areas, Cursor};
 
 /// Fields that change are whole words, as in the device's half.
 pub(super) struct DriverRing {
     descriptors: RingArea,
-    driver_event: RingArea,
     device_event: RingArea,
     tables: Option<IndirectTables>,
     size: u32,
@@ -52,8 +52,8 @@ pub(super) struct DriverRing {
     lent: Vec<Lent>,
     /// With `IN_ORDER`: the batch that is being reclaimed.
     batch: Option<Batch>,
-    /// Our event suppression as last written.
-    wish: Suppression,
+    /// Our event suppression.
+    wish: Wish,
 }
 
 impl DriverRing {
@@ -67,7 +67,6 @@ impl DriverRing {
         let Areas { descriptor: descriptors, driver: driver_event, device: device_event } = areas;
         let ring = Self {
             descriptors,
-            driver_event,
             device_event,
             tables,
             size: size.into(),
@@ -82,7 +81,7 @@ impl DriverRing {
             free_id: 0,
             lent: vec![Lent::default(); size.into()],
             batch: None,
-            wish: Suppression::Enable,
+            wish: Wish::new(driver_event),
         };
         // As if the lap before had been used: all slots but those of this lap, which come before `start`.
         let before = start.retreat(size, size);
@@ -91,7 +90,6 @@ impl DriverRing {
             ring.store_tail(at, tail(0, 0, at.used_flags()));
         }
         ring.device_event.store_u32(0, Suppression::Enable.to_word());
-        ring.driver_event.store_u32(0, ring.wish.to_word());
         ring
     }
 
@@ -242,25 +240,13 @@ impl DriverRing {
     }
 
     pub(super) fn arm(&mut self) {
-        self.wish(if self.has(feature::RING_EVENT_IDX) {
-            Suppression::At(self.next_used)
-        } else {
-            Suppression::Enable
-        });
+        self.wish.arm(self.next_used, self.has(feature::RING_EVENT_IDX));
         // (C) Our store of the wish before our next load of a slot's flags; the device stores these before it loads
         // the wish.
         full_fence(Fence::DriverArm);
     }
 
     pub(super) fn suppress(&mut self) {
-        self.wish(Suppression::Disable);
-    }
-
-    /// Tells the device when to call, if that changed.
-    #[inline]
-    fn wish(&mut self, wish: Suppression) {
-        if core::mem::replace(&mut self.wish, wish) != wish {
-            self.driver_event.store_u32(0, wish.to_word());
-        }
+        self.wish.suppress();
     }
 }

@@ -55,6 +55,7 @@ impl Device {
             features,
             areas: memory.areas(rings, features),
             memory: Arc::clone(&memory.table),
+            used_log: None,
             resume: ResumeState::start(features),
         });
         Self { queue: queue.expect("a queue"), burst: Burst::default() }

@@ -7,12 +7,13 @@ use alloc::sync::Arc;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use crate::Backing;
+use crate::{Backing, Gpa};
 
 /// A range of shared memory that holds one area of a ring. It keeps its memory mapped.
 pub struct RingArea {
     base: NonNull<u8>,
     len: usize,
+    gpa: Gpa,
     _backing: Arc<dyn Backing>,
 }
 
@@ -71,13 +72,23 @@ macro_rules! pairs {
 }
 
 impl RingArea {
-    /// An area of `len` bytes at `base`.
+    /// An area of `len` bytes at `base`, which is `gpa` to the guest.
     ///
     /// # Safety
     /// `base` must be valid for reads and writes of `len` bytes, with no Rust reference into that range, for
     /// as long as `backing` lives.
-    pub(crate) unsafe fn from_raw(base: NonNull<u8>, len: usize, backing: Arc<dyn Backing>) -> Self {
-        Self { base, len, _backing: backing }
+    pub(crate) unsafe fn from_raw(
+        base: NonNull<u8>,
+        len: usize,
+        gpa: Gpa,
+        backing: Arc<dyn Backing>,
+    ) -> Self {
+        Self { base, len, gpa, _backing: backing }
+    }
+
+    /// Where it begins in guest-physical memory.
+    pub fn gpa(&self) -> Gpa {
+        self.gpa
     }
 
     /// Length in bytes.

@@ -15,7 +15,7 @@ use core::sync::atomic::AtomicUsize;
 
 use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::Backing;
+use crate::{Backing, Gpa};
 
 /// Size of the smallest word: a word at offset `n` is number `n / SMALLEST`.
 const SMALLEST: usize = 2;
@@ -89,13 +89,18 @@ impl RingArea {
     ///
     /// # Safety
     /// Nothing is asked.
-    pub(crate) unsafe fn from_raw(_: NonNull<u8>, _: usize, _: Arc<dyn Backing>) -> Self {
+    pub(crate) unsafe fn from_raw(_: NonNull<u8>, _: usize, _: Gpa, _: Arc<dyn Backing>) -> Self {
         panic!("a model's areas come from `RingArea::model`")
     }
 
     /// Whether it starts at a multiple of `align` bytes; a model's areas have no address.
     pub fn is_aligned(&self, _: u64) -> bool {
         true
+    }
+
+    /// Where it begins in guest-physical memory; a model's areas have no address.
+    pub fn gpa(&self) -> Gpa {
+        Gpa::default()
     }
 
     /// Length in bytes.

@@ -7,6 +7,8 @@
 //!                                     resolved once per start                    chains, as slices
 //! ```
 //!
+//! While a guest migrates, its front-end wants to know which pages are written to: a table can have a [`DirtyLog`].
+//!
 //! A driver's buffers are [`SharedBuf`]s: ranges of a region that have one owner, who lends them to the device.
 //!
 //! No reference (`&T`, `&[u8]`) ever points into such memory: a peer writes to it while we read. What
@@ -27,6 +29,7 @@ mod area;
 mod buf;
 #[cfg(feature = "std")]
 pub mod io;
+mod log;
 #[cfg(feature = "std")]
 mod mapping;
 mod scatter;
@@ -38,6 +41,7 @@ mod table;
 pub use addr::{FrontendVa, Gpa};
 pub use area::RingArea;
 pub use buf::{GuestBuf, GuestSlice};
+pub use log::DirtyLog;
 #[cfg(feature = "std")]
 pub use mapping::{MapError, Mapping};
 pub use scatter::ScatterList;

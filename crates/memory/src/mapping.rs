@@ -11,13 +11,13 @@ use thiserror::Error;
 
 use crate::{Backing, FrontendVa, Gpa, MemoryError, Region, sigbus};
 
-/// Why a region of a file cannot be mapped.
+/// Why a range of a file cannot be mapped.
 #[derive(Debug, Error)]
 pub enum MapError {
-    /// The file ends before the region does.
-    #[error("memory region needs bytes {offset}..{end} of its file, which has only {size}")]
+    /// The file ends before the range does.
+    #[error("bytes {offset}..{end} are to be mapped of a file that has only {size}")]
     PastEnd {
-        /// First byte of the region in the file.
+        /// First byte of the range in the file.
         offset: u64,
         /// Its end.
         end: u64,
@@ -25,18 +25,18 @@ pub enum MapError {
         size: u64,
     },
     /// Size and offset add up to more than an address space.
-    #[error("memory region of {len} bytes at file offset {offset} is impossible")]
+    #[error("a mapping of {len} bytes at file offset {offset} is impossible")]
     BadRange {
-        /// First byte of the region in the file.
+        /// First byte of the range in the file.
         offset: u64,
         /// Length in bytes.
         len: u64,
     },
     /// All places of the SIGBUS guard are taken.
-    #[error("too many memory regions are mapped in this process")]
+    #[error("too many files are mapped in this process")]
     TooMany,
     /// The kernel refused.
-    #[error("cannot map a memory region: {0}")]
+    #[error("cannot map a file: {0}")]
     Kernel(#[from] io::Error),
     /// The region's place in the guest's memory is impossible.
     #[error(transparent)]
@@ -66,6 +66,14 @@ impl Mapping {
         gpa: Gpa,
         frontend_va: FrontendVa,
     ) -> Result<Region, MapError> {
+        let (mapping, base) = Self::map(file, offset, len)?;
+        // SAFETY: the mapping holds `len` bytes from `base` on; only this crate reaches it, and never by a reference;
+        // the `Arc` keeps it mapped.
+        Ok(unsafe { Region::new(gpa, frontend_va, base, len, Arc::new(mapping)) }?)
+    }
+
+    /// Maps `len` bytes of `file` from `offset` on, shared and writable; returns also where they begin.
+    pub(crate) fn map(file: OwnedFd, offset: u64, len: u64) -> Result<(Self, NonNull<u8>), MapError> {
         let bad = MapError::BadRange { offset, len };
         let Some(end) = offset.checked_add(len) else { return Err(bad) };
         let file = File::from(file);
@@ -86,9 +94,7 @@ impl Mapping {
         let mapping = Self::new(&file, start_off, map_len)?;
         // SAFETY: `offset - start` is less than a page, and the mapping is at least a page long.
         let base = unsafe { mapping.base.add((offset - start) as usize) };
-        // SAFETY: the mapping covers `start..end`, so `len` bytes from `base` on; only this crate reaches it,
-        // and never by a reference; the `Arc` keeps it mapped.
-        Ok(unsafe { Region::new(gpa, frontend_va, base, len, Arc::new(mapping)) }?)
+        Ok((mapping, base))
     }
 
     fn new(file: &File, offset: libc::off_t, len: usize) -> Result<Self, MapError> {

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use crate::table::Window;
-use crate::{Gpa, GuestBuf, GuestSlice, MemoryError, MemoryTable};
+use crate::{DirtyLog, Gpa, GuestBuf, GuestSlice, MemoryError, MemoryTable};
 
 /// Slices of one memory table, which the list keeps mapped.
 pub struct ScatterList {
@@ -94,6 +94,16 @@ impl ScatterList {
     #[inline]
     pub fn slices(&self, range: Range<usize>) -> &[GuestSlice<'_>] {
         &self.slices[range]
+    }
+
+    /// Where the slices in `range` are in guest-physical memory, and how long they are.
+    pub fn places(&self, range: Range<usize>) -> impl Iterator<Item = (Gpa, u64)> + '_ {
+        self.slices[range].iter().filter_map(|slice| Some((self.table.gpa_of(slice)?, slice.len() as u64)))
+    }
+
+    /// The dirty log of the table, if writes are logged.
+    pub fn log(&self) -> Option<&Arc<DirtyLog>> {
+        self.table.log()
     }
 
     /// The slices in `range`, whose length is `len` in all, as one buffer.

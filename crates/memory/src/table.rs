@@ -9,7 +9,7 @@ use core::ptr::NonNull;
 
 use thiserror::Error;
 
-use crate::{FrontendVa, Gpa, GuestSlice, RingArea};
+use crate::{DirtyLog, FrontendVa, Gpa, GuestSlice, RingArea};
 
 /// What keeps a region's memory mapped.
 pub trait Backing: Send + Sync {
@@ -166,6 +166,7 @@ impl Window {
 #[derive(Clone, Default)]
 pub struct MemoryTable {
     regions: Vec<Region>,
+    log: Option<Arc<DirtyLog>>,
 }
 
 impl MemoryTable {
@@ -180,7 +181,18 @@ impl MemoryTable {
                 return Err(MemoryError::Overlap { addr: pair[1].gpa, len: pair[1].len });
             }
         }
-        Ok(Self { regions })
+        Ok(Self { regions, log: None })
+    }
+
+    /// The same table with this dirty log, or without one: what is written to its buffers is marked there.
+    #[must_use]
+    pub fn with_log(&self, log: Option<Arc<DirtyLog>>) -> Self {
+        Self { log, ..self.clone() }
+    }
+
+    /// The dirty log, if writes are logged.
+    pub fn log(&self) -> Option<&Arc<DirtyLog>> {
+        self.log.as_ref()
     }
 
     /// The regions, in the order of their guest-physical addresses.
@@ -191,11 +203,21 @@ impl MemoryTable {
     /// Whether no peer has taken memory away under us; see [`Backing::is_intact`].
     pub fn is_intact(&self) -> bool {
         self.regions.iter().all(|r| r.backing.is_intact())
+            && self.log.as_ref().is_none_or(|log| log.is_intact())
     }
 
     /// The region that holds `addr`.
     pub(crate) fn region_at(&self, addr: Gpa) -> Option<&Region> {
         self.regions.iter().find(|r| addr.0.wrapping_sub(r.gpa.0) < r.len)
+    }
+
+    /// Where a slice of a region is in guest-physical memory.
+    pub(crate) fn gpa_of(&self, slice: &GuestSlice<'_>) -> Option<Gpa> {
+        self.regions.iter().find_map(|r| {
+            let offset = (slice.as_ptr() as u64).wrapping_sub(r.base.as_ptr() as u64);
+            // In the region, whose addresses do not overflow.
+            (offset < r.len).then(|| Gpa(r.gpa.0 + offset))
+        })
     }
 
     /// The area of a ring: `len` bytes at `addr`, all in one region.
@@ -209,7 +231,8 @@ impl MemoryTable {
         let unmapped = MemoryError::UnmappedArea { addr, len: len as u64 };
         let within = |r: &&Region| addr.0.wrapping_sub(r.frontend_va.0) < r.len;
         let region = self.regions.iter().find(within).ok_or(unmapped)?;
-        let slice = region.slice(addr.0 - region.frontend_va.0, len as u64);
+        let offset = addr.0 - region.frontend_va.0;
+        let slice = region.slice(offset, len as u64);
         if slice.len() < len {
             return Err(unmapped);
         }
@@ -217,6 +240,8 @@ impl MemoryTable {
             return Err(MemoryError::Misaligned { addr, align });
         }
         // SAFETY: the slice covers `len` bytes of the region, and the area keeps the region's backing alive.
-        Ok(unsafe { RingArea::from_raw(slice.as_non_null(), len, region.backing()) })
+        Ok(unsafe {
+            RingArea::from_raw(slice.as_non_null(), len, Gpa(region.gpa.0 + offset), region.backing())
+        })
     }
 }

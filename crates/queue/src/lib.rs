@@ -58,7 +58,14 @@
 //!
 //! // Elsewhere, the device.
 //! let memory_of_the_guest = Arc::clone(&memory);
-//! let config = QueueConfig { size: 8, features, areas: areas()?, memory: memory_of_the_guest, resume: start };
+//! let config = QueueConfig {
+//!     size: 8,
+//!     features,
+//!     areas: areas()?,
+//!     memory: memory_of_the_guest,
+//!     used_log: None,
+//!     resume: start,
+//! };
 //! let mut device = DeviceQueue::start(config)?;
 //! let mut burst = Burst::default();
 //! while let Some(chain) = device.next(&mut burst)? {
@@ -104,7 +111,7 @@ mod wish;
 
 pub use areas::Areas;
 pub use cursor::Cursor;
-pub use device::{Burst, Chain, ConfigError, DeviceQueue, InFlight, QueueConfig, QueueError};
+pub use device::{Burst, Chain, ConfigError, DeviceQueue, InFlight, QueueConfig, QueueError, Taken};
 pub use driver::{AddError, DriverConfig, DriverError, DriverQueue, IndirectTables, NotAdded, Segment, Used};
 pub use notification::NotificationData;
 pub use resume::ResumeState;

@@ -21,19 +21,22 @@ impl Wish {
     }
 
     /// Asks for a notification at slot `next`, or without `EVENT_IDX` for every one.
-    pub(crate) fn arm(&mut self, next: Cursor, event_idx: bool) {
-        self.set(if event_idx { Suppression::At(next) } else { Suppression::Enable });
+    /// Returns whether the area was written to.
+    pub(crate) fn arm(&mut self, next: Cursor, event_idx: bool) -> bool {
+        self.set(if event_idx { Suppression::At(next) } else { Suppression::Enable })
     }
 
-    /// Asks for none.
-    pub(crate) fn suppress(&mut self) {
-        self.set(Suppression::Disable);
+    /// Asks for none. Returns whether the area was written to.
+    pub(crate) fn suppress(&mut self) -> bool {
+        self.set(Suppression::Disable)
     }
 
     #[inline]
-    fn set(&mut self, wish: Suppression) {
-        if core::mem::replace(&mut self.written, wish) != wish {
+    fn set(&mut self, wish: Suppression) -> bool {
+        let is_new = core::mem::replace(&mut self.written, wish) != wish;
+        if is_new {
             self.area.store_u32(0, wish.to_word());
         }
+        is_new
     }
 }

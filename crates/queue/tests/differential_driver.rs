@@ -385,6 +385,7 @@ fn device(guest: &Guest, size: u16, features: u64, at: [PhysAddr; 3]) -> DeviceQ
         features,
         areas: Areas::resolve(&guest.memory, size, features, desc, driver, device).expect("areas"),
         memory: Arc::clone(&guest.memory),
+        used_log: None,
         resume: ResumeState::start(features),
     })
     .expect("a queue")

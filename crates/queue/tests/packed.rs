@@ -501,6 +501,7 @@ fn areas_must_be_aligned() {
             features: RING_PACKED,
             areas: Areas { descriptor, driver, device },
             memory: Arc::clone(&memory),
+            used_log: None,
             resume: ResumeState::start(RING_PACKED),
         };
         assert_eq!(DeviceQueue::start(config).err(), Some(ConfigError::MisalignedArea { align }));

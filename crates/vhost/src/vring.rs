@@ -162,7 +162,8 @@ impl Vring {
         let areas = self.resolve(features, memory)?;
         let resume = self.base.resume(features, &areas, size)?;
         let memory = Arc::clone(memory);
-        let queue = DeviceQueue::start(QueueConfig { size, features, areas, memory, resume })?;
+        let queue =
+            DeviceQueue::start(QueueConfig { size, features, areas, memory, used_log: None, resume })?;
         let (kick, call, err) = (kick.try_clone()?, self.call.try_clone()?, self.err.try_clone()?);
         self.is_running = true;
         Ok(Running { queue, kick, call, err, enabled: self.enabled })

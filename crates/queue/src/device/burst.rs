@@ -3,9 +3,10 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use ringway_memory::{GuestBuf, MemoryTable, ScatterList};
+use ringway_memory::{DirtyLog, GuestBuf, MemoryTable, ScatterList};
 use ringway_spec::split::DESC_SIZE;
 
+use super::log::{Places, mark_places, mark_slices, places};
 use crate::QueueError;
 
 /// The most descriptors of one chain, whatever the queue's size: what Linux and QEMU allow too. A chain past
@@ -242,7 +243,10 @@ impl<'b> Chain<'b> {
     /// Lets go of the buffers, so that the burst can go on, and keeps what completes the chain later.
     #[inline]
     pub fn detach(self) -> InFlight {
-        self.into()
+        let Record { ticket, writable, end, .. } = self.record;
+        let is_logged = self.list.log().is_some() && ticket.writable_len() > 0;
+        let places = is_logged.then(|| places(self.list, writable as usize..end as usize));
+        InFlight { ticket, places }
     }
 }
 
@@ -250,12 +254,45 @@ impl<'b> Chain<'b> {
 /// up by that.
 #[must_use = "a chain that is not completed is lost to the driver"]
 #[derive(Debug)]
-pub struct InFlight(pub(crate) Ticket);
+pub struct InFlight {
+    ticket: Ticket,
+    /// Where it may write, if that is logged.
+    places: Option<Places>,
+}
 
-impl From<Chain<'_>> for InFlight {
-    #[inline]
-    fn from(chain: Chain<'_>) -> Self {
-        Self(chain.record.ticket)
+/// What [`DeviceQueue::complete`](crate::DeviceQueue::complete) uses up: a [`Chain`], or an [`InFlight`].
+pub trait Taken: sealed::Taken {}
+
+impl Taken for Chain<'_> {}
+impl Taken for InFlight {}
+
+pub(super) mod sealed {
+    use super::{Chain, DirtyLog, InFlight, Record, Ticket, mark_places, mark_slices};
+
+    pub trait Taken {
+        /// Marks the first `written` bytes of the device-writable part in the log, if there is one.
+        fn finish(self, log: Option<&DirtyLog>, written: u32) -> Ticket;
+    }
+
+    impl Taken for Chain<'_> {
+        #[inline]
+        fn finish(self, log: Option<&DirtyLog>, written: u32) -> Ticket {
+            let Record { ticket, writable, end, .. } = self.record;
+            if let Some(log) = log {
+                mark_slices(log, self.list, writable as usize..end as usize, written);
+            }
+            ticket
+        }
+    }
+
+    impl Taken for InFlight {
+        #[inline]
+        fn finish(self, log: Option<&DirtyLog>, written: u32) -> Ticket {
+            if let (Some(log), Some(places)) = (log, self.places) {
+                mark_places(log, places, written);
+            }
+            self.ticket
+        }
     }
 }
 
@@ -264,7 +301,7 @@ impl From<Chain<'_>> for InFlight {
 /// It is one word, for many a chain is completed right after it was taken: fields that are written one by one and read
 /// together are waited for until all are in the cache.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Ticket(u64);
+pub struct Ticket(u64);
 
 impl Ticket {
     #[inline]

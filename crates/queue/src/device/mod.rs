@@ -1,17 +1,20 @@
 //! The device's half of a virtqueue, whatever its format.
 
 mod burst;
+mod log;
 mod packed;
 mod split;
 
-pub use burst::{Burst, Chain, InFlight};
+pub use burst::{Burst, Chain, InFlight, Taken};
 
 use alloc::sync::Arc;
 
-use ringway_memory::{Gpa, MemoryError, MemoryTable};
+use ringway_memory::{DirtyLog, Gpa, MemoryError, MemoryTable};
 use thiserror::Error;
 
 use crate::{Areas, ResumeState};
+
+use log::AreaLog;
 
 /// All that a queue needs to start.
 pub struct QueueConfig {
@@ -21,8 +24,10 @@ pub struct QueueConfig {
     pub features: u64,
     /// Where the rings are.
     pub areas: Areas,
-    /// Where the buffers are.
+    /// Where the buffers are. If it has a dirty log, what the device writes to them is marked there.
     pub memory: Arc<MemoryTable>,
+    /// Where the device area begins in that log, if what is written to it is marked: a ring's `log_guest_addr`.
+    pub used_log: Option<Gpa>,
     /// Where to go on.
     pub resume: ResumeState,
 }
@@ -149,6 +154,8 @@ pub struct DeviceQueue {
     ring: Ring,
     size: u16,
     memory: Arc<MemoryTable>,
+    /// That of `memory`.
+    log: Option<Arc<DirtyLog>>,
     /// Set by the first error; no chain is taken after.
     failed: Option<QueueError>,
     /// The error has been returned.
@@ -164,19 +171,23 @@ impl DeviceQueue {
     /// # Errors
     /// [`ConfigError`]; nothing of the ring has been touched then.
     pub fn start(config: QueueConfig) -> Result<Self, ConfigError> {
-        let QueueConfig { size, features, areas, memory, resume } = config;
+        let QueueConfig { size, features, areas, memory, used_log, resume } = config;
         areas.check(size, features)?;
         resume.check(size, features)?;
+        let log = memory.log().cloned();
+        let area_log = |at| Some(AreaLog::new(log.as_ref()?, at));
+        let used_log = used_log.and_then(area_log);
         let (ring, in_flight) = match resume {
             ResumeState::Split { next_avail } => {
-                (Ring::Split(split::DeviceRing::new(size, features, areas, next_avail)), 0)
+                (Ring::Split(split::DeviceRing::new(size, features, areas, used_log, next_avail)), 0)
             }
             ResumeState::Packed { avail, used } => {
-                let ring = packed::DeviceRing::new(size, features, areas, avail, used);
+                let logs = packed::Logs { ring: area_log(areas.descriptor.gpa()), wish: used_log };
+                let ring = packed::DeviceRing::new(size, features, areas, logs, avail, used);
                 (Ring::Packed(ring), avail.distance(used, size))
             }
         };
-        Ok(Self { ring, size, memory, failed: None, is_told: false, in_flight })
+        Ok(Self { ring, size, memory, log, failed: None, is_told: false, in_flight })
     }
 
     /// Takes all buffers in indirect tables of a packed ring for device-readable from now on, whatever their WRITE
@@ -245,8 +256,8 @@ impl DeviceQueue {
     /// Chains may be completed in any order; a device that offers `IN_ORDER` completes them in the order in which
     /// it took them (2.7.9, 2.8.8).
     #[inline]
-    pub fn complete(&mut self, chain: impl Into<InFlight>, written: u32) {
-        let InFlight(ticket) = chain.into();
+    pub fn complete(&mut self, chain: impl Taken, written: u32) {
+        let ticket = chain.finish(self.log.as_deref(), written);
         let (id, slots, writable_len) = (ticket.id(), ticket.slots(), ticket.writable_len());
         debug_assert!(written <= writable_len, "used.len counts bytes the device wrote");
         self.in_flight -= u32::from(slots);

@@ -22,14 +22,22 @@
 use ringway_memory::RingArea;
 use ringway_spec::feature;
 use ringway_spec::packed::{
-    DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, TAIL, tail, tail_flags, tail_id, tail_len,
+    DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, EVENT_SIZE, TAIL, tail, tail_flags, tail_id,
+    tail_len,
 };
 
 use super::burst::{ChainBuilder, MAX_CHAIN};
+use super::log::AreaLog;
 use crate::event::Suppression;
 use crate::sync::{Fence, full_fence};
 use crate::wish::Wish;
 use crate::{Areas, Burst, Cursor, QueueError, ResumeState};
+
+/// Where the areas that the device writes to are in the dirty log, if they are logged.
+pub(crate) struct Logs {
+    pub(crate) ring: Option<AreaLog>,
+    pub(crate) wish: Option<AreaLog>,
+}
 
 /// Fields that change are whole words, as in the split ring.
 pub(crate) struct DeviceRing {
@@ -52,12 +60,20 @@ pub(crate) struct DeviceRing {
     can_merge: bool,
     /// Our event suppression.
     wish: Wish,
+    logs: Logs,
 }
 
 impl DeviceRing {
-    pub(crate) fn new(size: u16, features: u64, areas: Areas, avail: Cursor, used: Cursor) -> Self {
+    pub(crate) fn new(
+        size: u16,
+        features: u64,
+        areas: Areas,
+        logs: Logs,
+        avail: Cursor,
+        used: Cursor,
+    ) -> Self {
         let Areas { descriptor: descriptors, driver: driver_event, device: device_event } = areas;
-        Self {
+        let ring = Self {
             descriptors,
             driver_event,
             size: size.into(),
@@ -69,7 +85,10 @@ impl DeviceRing {
             first: 0,
             can_merge: false,
             wish: Wish::new(device_event),
-        }
+            logs,
+        };
+        ring.mark_wish(true);
+        ring
     }
 
     #[inline]
@@ -201,19 +220,34 @@ impl DeviceRing {
         // (C) Our store of the flags before our load of the driver's wish.
         full_fence(Fence::DevicePublish);
         let old = core::mem::replace(&mut self.published, self.next_used);
+        if let Some(log) = &self.logs.ring {
+            let count = self.next_used.distance(old, self.size());
+            log.mark_entries(0, DESC_SIZE, old.index().into(), count, self.size);
+        }
         let wish = Suppression::from_word(self.driver_event.load_u32(0), self.has(feature::RING_EVENT_IDX));
         wish.wants(old, self.next_used, self.size())
     }
 
     pub(crate) fn arm(&mut self) {
-        self.wish.arm(self.next_avail, self.has(feature::RING_EVENT_IDX));
+        let is_new = self.wish.arm(self.next_avail, self.has(feature::RING_EVENT_IDX));
+        self.mark_wish(is_new);
         // (K) Our store of the wish before our next load of a slot's flags; the driver stores these before it
         // loads the wish.
         full_fence(Fence::DeviceArm);
     }
 
     pub(crate) fn suppress(&mut self) {
-        self.wish.suppress();
+        let is_new = self.wish.suppress();
+        self.mark_wish(is_new);
+    }
+
+    /// Marks our event suppression in the dirty log, if it was written to.
+    fn mark_wish(&self, is_new: bool) {
+        if let Some(log) = &self.logs.wish
+            && is_new
+        {
+            log.mark(0, EVENT_SIZE);
+        }
     }
 }
 

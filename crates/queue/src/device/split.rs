@@ -22,6 +22,7 @@ use ringway_spec::split::{
 };
 
 use super::burst::{ChainBuilder, MAX_CHAIN};
+use super::log::AreaLog;
 use crate::sync::{Fence, full_fence};
 use crate::{Areas, Burst, QueueError, ResumeState, event};
 
@@ -49,16 +50,18 @@ pub(crate) struct DeviceRing {
     published: u32,
     /// Nothing but chains without a device-writable part were completed since: one used entry tells of all.
     can_merge: bool,
+    /// Where the used ring is in the dirty log, if it is logged.
+    log: Option<AreaLog>,
 }
 
 impl DeviceRing {
-    pub(crate) fn new(size: u16, features: u64, areas: Areas, next_avail: u16) -> Self {
+    pub(crate) fn new(size: u16, features: u64, areas: Areas, log: Option<AreaLog>, next_avail: u16) -> Self {
         let Areas { descriptor: descriptors, driver: avail, device: used } = areas;
         // Ours alone, so the ring is where the truth is, also after a crash of ours or a reset of the guest.
         let next_used = used.load_u16(IDX);
         // With EVENT_IDX the flags stay 0 (2.7.10.1); without, 0 is the state before the first `suppress`.
         used.store_u16(FLAGS, 0);
-        Self {
+        let ring = Self {
             descriptors,
             avail,
             used,
@@ -69,7 +72,10 @@ impl DeviceRing {
             next_used: next_used.into(),
             published: next_used.into(),
             can_merge: false,
-        }
+            log,
+        };
+        ring.mark_word(FLAGS);
+        ring
     }
 
     #[inline]
@@ -232,6 +238,11 @@ impl DeviceRing {
         // `used_event` before its load of `idx`. One of the two sees the other's store.
         full_fence(Fence::DevicePublish);
         let old = core::mem::replace(&mut self.published, self.next_used);
+        if let Some(log) = &self.log {
+            let count = self.next_used.wrapping_sub(old);
+            log.mark_entries(RING, USED_ENTRY, old & (self.size - 1), count, self.size);
+            log.mark(IDX, size_of::<u16>());
+        }
         if self.has(feature::RING_EVENT_IDX) {
             let event = self.avail.load_u16(layout::used_event(self.size()));
             event::passed(event, self.next_used as u16, old as u16)
@@ -243,8 +254,10 @@ impl DeviceRing {
     pub(crate) fn arm(&mut self) {
         if self.has(feature::RING_EVENT_IDX) {
             self.used.store_u16(layout::avail_event(self.size()), self.next_avail as u16);
+            self.mark_word(layout::avail_event(self.size()));
         } else {
             self.used.store_u16(FLAGS, 0);
+            self.mark_word(FLAGS);
         }
         // (K) Our store of `avail_event` before our next load of the driver's `idx`; the driver stores `idx`
         // before it loads `avail_event`.
@@ -256,6 +269,14 @@ impl DeviceRing {
         // pass it again before 2¹⁶ further chains.
         if !self.has(feature::RING_EVENT_IDX) {
             self.used.store_u16(FLAGS, USED_F_NO_NOTIFY);
+            self.mark_word(FLAGS);
+        }
+    }
+
+    /// Marks a word of the used ring in the dirty log, that of its entries apart.
+    fn mark_word(&self, offset: usize) {
+        if let Some(log) = &self.log {
+            log.mark(offset, size_of::<u16>());
         }
     }
 }

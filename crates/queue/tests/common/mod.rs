@@ -33,6 +33,8 @@ pub type Entry = (u64, u32, u16, u16);
 #[derive(Clone)]
 pub struct Guest {
     pub memory: Arc<MemoryTable>,
+    /// Where the device area is in the dirty log of `memory`.
+    pub used_log: Option<Gpa>,
 }
 
 impl Guest {
@@ -40,7 +42,7 @@ impl Guest {
         let file = memfd_create("guest", MemfdFlags::CLOEXEC).expect("a memfd");
         ftruncate(&file, LEN).expect("its length");
         let region = Mapping::region(file, 0, LEN, Gpa(BASE), FrontendVa(FRONTEND)).expect("a region");
-        Self { memory: Arc::new(MemoryTable::new(vec![region]).expect("a table")) }
+        Self { memory: Arc::new(MemoryTable::new(vec![region]).expect("a table")), used_log: None }
     }
 
     /// The areas of a queue.

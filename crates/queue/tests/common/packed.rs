@@ -88,6 +88,7 @@ impl Driver {
             features,
             areas: self.guest.areas(self.size, features),
             memory: Arc::clone(&self.guest.memory),
+            used_log: self.guest.used_log,
             resume,
         })
         .expect("a queue")

@@ -47,6 +47,7 @@ impl Driver {
             features,
             areas: self.guest.areas(self.size, 0),
             memory: Arc::clone(&self.guest.memory),
+            used_log: self.guest.used_log,
             resume: ResumeState::Split { next_avail },
         })
         .expect("a queue")

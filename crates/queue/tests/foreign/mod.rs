@@ -18,5 +18,5 @@ pub fn memory() -> (Guest, GuestMemoryMmap) {
     let theirs = GuestMemoryMmap::from_ranges_with_files([theirs]).expect("a mapping");
     let ours =
         Mapping::region(OwnedFd::from(file), 0, LEN, Gpa(BASE), FrontendVa(FRONTEND)).expect("a region");
-    (Guest { memory: Arc::new(MemoryTable::new(vec![ours]).expect("a table")) }, theirs)
+    (Guest { memory: Arc::new(MemoryTable::new(vec![ours]).expect("a table")), used_log: None }, theirs)
 }

@@ -120,6 +120,7 @@ impl Config {
             features: self.features,
             areas: guest.areas(self.size, self.features),
             memory: Arc::clone(&guest.memory),
+            used_log: None,
             resume,
         })
         .expect("a queue")

@@ -105,7 +105,8 @@ fn the_lap_is_found_at_slot_0() {
 
 fn start(guest: &Guest, size: u16, areas: Areas, resume: ResumeState) -> Result<u16, ConfigError> {
     let memory = guest.memory.clone();
-    let config = QueueConfig { size, features: RING_PACKED | RING_EVENT_IDX, areas, memory, resume };
+    let config =
+        QueueConfig { size, features: RING_PACKED | RING_EVENT_IDX, areas, memory, used_log: None, resume };
     DeviceQueue::start(config).map(|queue| queue.size())
 }
 

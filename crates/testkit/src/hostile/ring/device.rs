@@ -398,6 +398,7 @@ fn start_sized(
         features: shape.features,
         areas: memory.areas(shape.size, shape.features),
         memory: Arc::clone(&memory.table),
+        used_log: None,
         resume,
     })
 }

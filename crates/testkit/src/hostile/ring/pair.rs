@@ -271,6 +271,7 @@ fn start_device(shape: Shape, memory: &Memory, resume: ResumeState) -> DeviceQue
         features: shape.features,
         areas: memory.areas(shape.size, shape.features),
         memory: Arc::clone(&memory.table),
+        used_log: None,
         resume,
     };
     DeviceQueue::start(config).expect("a good configuration")

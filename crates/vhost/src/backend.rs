@@ -20,14 +20,11 @@ use zerocopy::little_endian::{U32, U64};
 
 use crate::base::Base;
 use crate::message::{
-    F_PROTOCOL_FEATURES, MessageError, RegionDescription, Request, VringAddresses, name,
-    protocol_feature as pf,
+    F_PROTOCOL_FEATURES, MAX_CONFIG, MessageError, Outgoing, RegionDescription, Request, VringAddresses,
+    name, protocol_feature as pf,
 };
 use crate::socket::Message;
 use crate::vring::{Kick, Notifier, Running, Vring, check_kick};
-
-/// The longest configuration space, in bytes (`VHOST_USER_MAX_CONFIG_SIZE`).
-const MAX_CONFIG: u32 = 256;
 
 /// The most memory regions of a session: what QEMU asks for at most.
 pub const MAX_REGIONS: usize = 509;
@@ -223,26 +220,26 @@ impl<D: Device> Session<D> {
         self.device
     }
 
-    /// Carries out a request. Returns the reply's bytes, if there is one.
+    /// Carries out a request. Returns the reply, if there is one.
     ///
     /// # Errors
     /// [`SessionError`]; the session is to be ended.
-    pub fn handle(&mut self, message: Message) -> Result<Option<Vec<u8>>, SessionError> {
+    pub fn handle(&mut self, message: Message) -> Result<Option<Outgoing>, SessionError> {
         let Message { header, payload, fds } = message;
         let request = match Request::decode(&header, &payload, fds) {
             Err(MessageError::Unsupported(_)) if self.wants_ack(&header) => {
-                return Ok(Some(header.reply(U64::new(1).as_bytes())));
+                return Ok(Some(header.reply(U64::new(1).as_bytes()).into()));
             }
             other => other?,
         };
         debug!(request = name(header.request), "request");
         match self.carry_out(request) {
-            Ok(Some(reply)) => Ok(Some(header.reply(&reply))),
-            Ok(None) if self.wants_ack(&header) => Ok(Some(header.reply(U64::new(0).as_bytes()))),
+            Ok(Some(reply)) => Ok(Some(header.reply(&reply).into())),
+            Ok(None) if self.wants_ack(&header) => Ok(Some(header.reply(U64::new(0).as_bytes()).into())),
             Ok(None) => Ok(None),
             Err(error) if self.wants_ack(&header) => {
                 tracing::warn!("port {}: {} refused: {error}", self.name, name(header.request));
-                Ok(Some(header.reply(U64::new(1).as_bytes())))
+                Ok(Some(header.reply(U64::new(1).as_bytes()).into()))
             }
             Err(error) => Err(SessionError::Request { request: name(header.request), error }),
         }
@@ -330,6 +327,7 @@ impl<D: Device> Session<D> {
                 self.require(pf::STATUS)?;
                 return number(self.device.status().into());
             }
+            _ => return Err(RequestError::NotNegotiated),
         }
         Ok(None)
     }

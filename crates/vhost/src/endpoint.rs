@@ -23,6 +23,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tracing::{debug, info, warn};
 
 use crate::backend::{Device, Session, SessionError};
+use crate::message::Kind;
 use crate::socket::{Socket, SocketError};
 
 /// How long a client waits before it tries to connect again.
@@ -216,7 +217,7 @@ impl<D: Device> Endpoint<D> {
             warn!("port {}: a second front-end was turned away, one is attached", self.name);
             return;
         }
-        match Socket::new(stream) {
+        match Socket::new(stream, Kind::Request) {
             Ok(socket) => {
                 info!("port {}: front-end attached", self.name);
                 self.told = false;
@@ -291,7 +292,7 @@ fn exchange<D: Device>(session: &mut Session<D>, socket: &mut Socket) -> Result<
     for _ in 0..MESSAGES_PER_TURN {
         let Some(message) = socket.receive()? else { return Ok(()) };
         if let Some(reply) = session.handle(message).map_err(Ended::Session)? {
-            socket.send(&reply)?;
+            socket.send(reply)?;
         }
     }
     debug!("a front-end sends message after message; others get their turn");

@@ -1,34 +1,40 @@
-//! The socket of a session: whole messages in, replies out, never waiting.
+//! The socket of a session, or of a channel: whole messages in and out, never waiting.
 //!
 //! A message is read in two steps, its header and then its payload, no byte further: file descriptors come
 //! with the first byte of a header and so are never taken for those of the next message. What has arrived of
 //! a message is kept until the rest does.
 
-use std::io::{self, IoSliceMut};
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
 use thiserror::Error;
 
-use crate::message::{HEADER_LEN, Header, MAX_FDS, MessageError};
+use crate::message::{HEADER_LEN, Header, Kind, MAX_FDS, MessageError, Outgoing};
 
 /// Room for more file descriptors than a message may have, so that too many are seen and closed.
 const FDS_ROOM: usize = 32;
-/// Replies that wait for a front-end to read them, in bytes; one that does not read is cut off.
+/// Messages that wait for the peer to read them, in bytes; one that does not read is cut off.
 const MAX_UNSENT: usize = 64 * 1024;
+/// File descriptors that wait with them.
+const MAX_UNSENT_FDS: usize = 16;
 
 /// Why the session's socket is of no more use.
 #[derive(Debug, Error)]
 pub enum SocketError {
-    /// The front-end closed it, between two messages.
-    #[error("the front-end closed the connection")]
+    /// The peer closed it, between two messages.
+    #[error("the peer closed the connection")]
     Closed,
-    /// The front-end closed it, inside a message.
-    #[error("the front-end closed the connection inside a message")]
+    /// The peer closed it, inside a message.
+    #[error("the peer closed the connection inside a message")]
     Truncated,
     /// More file descriptors than any message has.
     #[error("a message came with more than {MAX_FDS} file descriptors")]
@@ -36,8 +42,8 @@ pub enum SocketError {
     /// The bytes are no message.
     #[error(transparent)]
     Message(#[from] MessageError),
-    /// The front-end does not read what it asked for.
-    #[error("the front-end does not read the replies")]
+    /// The peer does not read what is sent to it.
+    #[error("the peer does not read what it is sent")]
     Unread,
     /// The kernel's error.
     #[error("socket: {0}")]
@@ -64,31 +70,34 @@ pub struct Message {
 /// A connected socket.
 pub struct Socket {
     stream: UnixStream,
+    /// What the peer sends.
+    kind: Kind,
     head: [u8; HEADER_LEN],
     head_len: usize,
     header: Option<Header>,
     payload: Vec<u8>,
     payload_len: usize,
     fds: Vec<OwnedFd>,
-    unsent: Vec<u8>,
+    unsent: VecDeque<Outgoing>,
 }
 
 impl Socket {
-    /// Takes over a connected stream.
+    /// Takes over a connected stream, on which the peer sends messages of this kind.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn new(stream: UnixStream) -> io::Result<Self> {
+    pub fn new(stream: UnixStream, kind: Kind) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         Ok(Self {
             stream,
+            kind,
             head: [0; HEADER_LEN],
             head_len: 0,
             header: None,
             payload: Vec::new(),
             payload_len: 0,
             fds: Vec::new(),
-            unsent: Vec::new(),
+            unsent: VecDeque::new(),
         })
     }
 
@@ -108,7 +117,7 @@ impl Socket {
                     }
                     continue;
                 }
-                let header = Header::decode(self.head)?;
+                let header = Header::decode(self.head, self.kind)?;
                 self.payload.resize(header.payload_len(), 0);
                 *self.header.insert(header)
             };
@@ -162,15 +171,17 @@ impl Socket {
         }
     }
 
-    /// Sends a reply, or keeps what the socket does not take now for [`Socket::flush`].
+    /// Sends a message, or keeps what the socket does not take now for [`Socket::flush`].
     ///
     /// # Errors
     /// [`SocketError::Unread`] if too much has been kept already, [`SocketError::Io`].
-    pub fn send(&mut self, reply: &[u8]) -> Result<(), SocketError> {
-        if self.unsent.len() + reply.len() > MAX_UNSENT {
+    pub fn send(&mut self, message: impl Into<Outgoing>) -> Result<(), SocketError> {
+        let message = message.into();
+        let (bytes, fds) = self.unsent.iter().fold((0, 0), |(b, f), m| (b + m.bytes.len(), f + m.fds.len()));
+        if bytes + message.bytes.len() > MAX_UNSENT || fds + message.fds.len() > MAX_UNSENT_FDS {
             return Err(SocketError::Unread);
         }
-        self.unsent.extend_from_slice(reply);
+        self.unsent.push_back(message);
         self.flush()
     }
 
@@ -179,29 +190,45 @@ impl Socket {
     /// # Errors
     /// [`SocketError::Io`].
     pub fn flush(&mut self) -> Result<(), SocketError> {
-        while !self.unsent.is_empty() {
-            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            match rustix::net::send(&self.stream, &self.unsent, flags) {
-                Ok(n) => drop(self.unsent.drain(..n)),
+        while let Some(message) = self.unsent.front_mut() {
+            match send(&self.stream, message) {
+                Ok(n) => drop(message.bytes.drain(..n)),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => break,
                 Err(other) => return Err(other.into()),
+            }
+            // They went with the first byte.
+            message.fds.clear();
+            if message.bytes.is_empty() {
+                self.unsent.pop_front();
             }
         }
         Ok(())
     }
 
-    /// Whether the front-end has closed its end; what it sent before may still be unread.
+    /// Whether the peer has closed its end; what it sent before may still be unread.
     pub fn has_hung_up(&self) -> bool {
         let mut fds = [PollFd::new(&self.stream, PollFlags::empty())];
         let no_wait = Timespec { tv_sec: 0, tv_nsec: 0 };
         matches!(poll(&mut fds, Some(&no_wait)), Ok(1..)) && fds[0].revents().contains(PollFlags::HUP)
     }
 
-    /// Whether replies are kept, to be sent when the socket is writable.
+    /// Whether messages are kept, to be sent when the socket is writable.
     pub fn has_unsent(&self) -> bool {
         !self.unsent.is_empty()
     }
+}
+
+/// Sends as much of a message as the socket takes now; returns how many bytes.
+fn send(stream: &UnixStream, message: &Outgoing) -> Result<usize, Errno> {
+    let fds: Vec<_> = message.fds.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(Errno::TOOMANYREFS);
+    }
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    rustix::net::sendmsg(stream, &[IoSlice::new(&message.bytes)], &mut control, flags)
 }
 
 impl AsFd for Socket {

@@ -10,7 +10,7 @@ use ringway_queue::{Burst, ResumeState};
 use ringway_spec::feature::{IN_ORDER, RING_EVENT_IDX, RING_INDIRECT_DESC, RING_PACKED, VERSION_1};
 use ringway_vhost::backend::{Device, Session};
 use ringway_vhost::message::{
-    F_PROTOCOL_FEATURES, HEADER_LEN, Header, MAX_FDS, Request, protocol_feature as pf,
+    F_PROTOCOL_FEATURES, HEADER_LEN, Header, Kind, MAX_FDS, Request, protocol_feature as pf,
 };
 use ringway_vhost::socket::Message;
 use ringway_vhost::{Notifier, Running};
@@ -80,6 +80,7 @@ fn handle(session: &mut Session<Served>, message: Message) -> bool {
             true
         }
         Ok(Some(reply)) => {
+            let reply = reply.bytes;
             assert!(Request::is_question(header.request) || header.needs_reply(), "an answer to nothing");
             let word =
                 |at: usize| u32::from_le_bytes([reply[at], reply[at + 1], reply[at + 2], reply[at + 3]]);
@@ -101,7 +102,7 @@ fn serve(session: Session<Served>) -> Session<Served> {
 
 /// A message's header, payload and files, all at random; `None` if the header alone is refused.
 fn any_message(input: &mut Input<'_>, files: &[File; 2]) -> Option<Message> {
-    let header = Header::decode(input.array()).ok()?;
+    let header = Header::decode(input.array(), Kind::Request).ok()?;
     let fds = fds(input, files);
     let mut payload = input.bytes(header.payload_len()).to_vec();
     payload.resize(header.payload_len(), 0);
@@ -128,7 +129,7 @@ fn message(request: u32, need_reply: bool, payload: Vec<u8>, fds: Vec<OwnedFd>) 
     for (bytes, word) in head.chunks_mut(4).zip([request, flags, payload.len() as u32]) {
         bytes.copy_from_slice(&word.to_le_bytes());
     }
-    Message { header: Header::decode(head).expect("a good header"), payload, fds }
+    Message { header: Header::decode(head, Kind::Request).expect("a good header"), payload, fds }
 }
 
 fn words32(words: &[u32]) -> Vec<u8> {

@@ -90,6 +90,11 @@ impl Negotiation {
         self.status = status;
     }
 
+    /// The device has failed in a way that only a reset mends (2.1.2).
+    pub fn need_reset(&mut self) {
+        self.status |= DeviceStatus::DEVICE_NEEDS_RESET;
+    }
+
     /// Whether the driver said that it is set up.
     pub fn is_live(&self) -> bool {
         self.status.contains(DeviceStatus::DRIVER_OK)

@@ -37,6 +37,8 @@ mod shared;
 #[cfg(feature = "std")]
 mod sigbus;
 mod table;
+#[cfg(feature = "std")]
+mod userfault;
 
 pub use addr::{FrontendVa, Gpa};
 pub use area::RingArea;
@@ -47,3 +49,5 @@ pub use mapping::{MapError, Mapping};
 pub use scatter::ScatterList;
 pub use shared::SharedBuf;
 pub use table::{Backing, MemoryError, MemoryTable, Region};
+#[cfg(feature = "std")]
+pub use userfault::Userfault;

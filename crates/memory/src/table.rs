@@ -114,6 +114,11 @@ impl Region {
         self.len
     }
 
+    /// Where it is mapped here: for the kernel and the peer, not to be dereferenced.
+    pub fn backend_va(&self) -> u64 {
+        self.base.as_ptr() as u64
+    }
+
     pub(crate) fn window(&self) -> Window {
         Window { gpa: self.gpa, len: self.len, base: self.base }
     }

@@ -8,6 +8,7 @@ use ringway_vhost::backend::Device;
 use ringway_vhost::message::protocol_feature;
 use ringway_vhost::{Notifier, Running};
 
+use crate::frame::Mac;
 use crate::port::guest::lock;
 use crate::worker::{Command, Mailbox};
 
@@ -27,6 +28,11 @@ impl GuestDevice {
         Self { port, device, worker, mtu, session: 0 }
     }
 
+    /// The device has failed in a way that only a reset mends.
+    pub fn need_reset(&self) {
+        lock(&self.device).negotiation_mut().need_reset();
+    }
+
     /// The number that the worker's events about this port carry, if they are about its rings of now.
     pub fn session(&self) -> u64 {
         self.session
@@ -39,7 +45,8 @@ impl Device for GuestDevice {
     }
 
     fn protocol_features(&self) -> u64 {
-        protocol_feature::CONFIG | if self.mtu.is_some() { protocol_feature::MTU } else { 0 }
+        let mtu = if self.mtu.is_some() { protocol_feature::MTU } else { 0 };
+        protocol_feature::CONFIG | protocol_feature::RARP | protocol_feature::DEVICE_STATE | mtu
     }
 
     fn max_queues(&self) -> u16 {
@@ -76,11 +83,24 @@ impl Device for GuestDevice {
         self.mtu.is_some_and(|most| mtu <= most.into())
     }
 
+    fn announce(&mut self, address: [u8; 6]) {
+        self.worker.send(Command::Announce { port: self.port, mac: Mac::new(address) });
+    }
+
+    fn save_state(&self) -> Vec<u8> {
+        lock(&self.device).save().to_vec()
+    }
+
+    fn load_state(&mut self, state: &[u8]) -> Result<(), String> {
+        lock(&self.device).load(state).map_err(|e| e.to_string())
+    }
+
     fn has_vring(&self, index: u16) -> bool {
         lock(&self.device).role(index).is_some()
     }
 
     fn start_vring(&mut self, index: u16, vring: Running) {
+        let vring = Box::new(vring);
         self.worker.send(Command::Start { port: self.port, session: self.session, index, vring });
     }
 
@@ -94,6 +114,10 @@ impl Device for GuestDevice {
     fn enable_vring(&mut self, index: u16, enabled: bool) {
         self.worker.send(Command::Enable { port: self.port, index, enabled });
         self.worker.wait();
+    }
+
+    fn kick_vring(&mut self, _index: u16) {
+        self.worker.wake();
     }
 
     fn set_call(&mut self, index: u16, call: Notifier) {

@@ -13,6 +13,9 @@ const TAGGED_LEN: usize = 18;
 /// What [`flow_hash`] looks at: addresses and ports behind a tag and an IPv6 header.
 const FLOW_PREFIX: usize = 62;
 
+/// Length of [`rarp`] frames: the shortest that an Ethernet carries, in bytes.
+const RARP_LEN: usize = 60;
+
 /// The type that says a tag follows (IEEE 802.1Q).
 const TPID_VLAN: u16 = 0x8100;
 
@@ -119,6 +122,24 @@ impl Ethernet {
         let (vlan, len) = if ethertype == TPID_VLAN { (tci & 0xfff, TAGGED_LEN) } else { (0, ETHERNET_LEN) };
         Self { dst, src, vlan, len }
     }
+}
+
+/// A frame that tells every switch on its way behind which port `mac` is now: a reverse ARP request of that station
+/// (RFC 903), which nobody answers.
+pub(crate) fn rarp(mac: Mac) -> [u8; RARP_LEN] {
+    const HEAD: [u8; 10] = [
+        0x80, 0x35, // reverse ARP
+        0, 1, 8, 0, 6, 4, // Ethernet and IPv4, addresses of 6 and 4 bytes
+        0, 3, // a request
+    ];
+    let mut frame = [0; RARP_LEN];
+    frame[..6].fill(0xff);
+    frame[6..12].copy_from_slice(&mac.octets());
+    frame[12..22].copy_from_slice(&HEAD);
+    // Sender and target are the station itself; neither knows its IPv4 address.
+    frame[22..28].copy_from_slice(&mac.octets());
+    frame[32..38].copy_from_slice(&mac.octets());
+    frame
 }
 
 /// A frame to be delivered.

@@ -23,13 +23,13 @@ use ringway_device::net::{NetDevice, Offloads};
 use ringway_memory::{GuestBuf, GuestSlice};
 use ringway_queue::{Burst, Chain, QueueError, ResumeState};
 use ringway_spec::net::{F_GUEST_CSUM, Header};
-use ringway_vhost::{Notifier, Running};
+use ringway_vhost::{Kick, Notifier, Running};
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::io::Errno;
 
 use crate::counters::{Counter, Counters, DropReason};
 use crate::fabric::{Event, Fabric, Forward, Port, PortKind};
-use crate::frame::{ETHERNET_LEN, Ethernet, Frame};
+use crate::frame::{ETHERNET_LEN, Ethernet, Frame, Mac, rarp};
 use crate::generator::Generator;
 use crate::offload::MAX_FRAME;
 use crate::port::guest::{GuestPort, Vring};
@@ -67,13 +67,14 @@ impl PortSpec {
 
 /// What the control thread asks for.
 pub(crate) enum Command {
-    Start { port: usize, session: u64, index: u16, vring: Running },
+    Start { port: usize, session: u64, index: u16, vring: Box<Running> },
     Stop { port: usize, index: u16, reply: SyncSender<ResumeState> },
     Enable { port: usize, index: u16, enabled: bool },
     SetCall { port: usize, index: u16, call: Notifier },
     SetErr { port: usize, index: u16, err: Notifier },
     Sync { reply: SyncSender<()> },
     Forget { port: usize },
+    Announce { port: usize, mac: Mac },
     Quit,
 }
 
@@ -114,6 +115,11 @@ impl Mailbox {
         if self.commands.send(command).is_ok() {
             self.signal.raise();
         }
+    }
+
+    /// Has the worker look at all rings, if it sleeps.
+    pub(crate) fn wake(&self) {
+        self.signal.raise();
     }
 
     /// Waits until the worker has carried out what was sent before; not long, it does so between two rounds.
@@ -324,7 +330,7 @@ impl Loop {
         while let Ok(command) = self.inbox.try_recv() {
             match command {
                 Command::Start { port, session, index, vring } => {
-                    self.start_vring(port, session, index, vring);
+                    self.start_vring(port, session, index, *vring);
                 }
                 Command::Stop { port, index, reply } => {
                     // The session waits for the answer.
@@ -339,6 +345,7 @@ impl Loop {
                     // The session waits for it.
                     let _ = reply.send(());
                 }
+                Command::Announce { port, mac } => self.announce(port, mac),
                 Command::Forget { port } => self.fabric.switch.forget_port(port),
                 Command::Quit => return true,
             }
@@ -347,16 +354,27 @@ impl Loop {
     }
 
     fn start_vring(&mut self, port: usize, session: u64, index: u16, mut vring: Running) {
-        if let Some(kick) = &vring.kick
+        if let Kick::Fd(kick) = &vring.kick
             && watch(&self.epoll, kick.as_fd(), Token::Kick(port)).is_err()
         {
             // The kernel has no more room for watches: the ring is polled instead.
-            vring.kick = None;
+            vring.kick = Kick::Polled;
         }
         let guest = self.fabric.guest(port);
         guest.start(session, index, vring);
         let offloads = guest.offloads();
         self.set_tap_offloads(offloads);
+    }
+
+    /// Sends a frame in a guest's name that tells its network where it is now.
+    fn announce(&mut self, port: usize, mac: Mac) {
+        let mut bytes = rarp(mac);
+        let slices = [GuestSlice::from_mut(&mut bytes)];
+        let data = GuestBuf::new(&slices);
+        if let Some(ethernet) = Ethernet::read(data) {
+            let frame = Frame { header: None, data, ethernet_len: ethernet.len, addresses: None };
+            self.fabric.forward(port, &ethernet, frame);
+        }
     }
 
     /// On a wire the tap gives what its one receiver takes.
@@ -531,7 +549,7 @@ impl Loop {
         let mut is_polled = false;
         let mut arm = |vring: &mut Vring| {
             is_pending |= vring.queue.arm();
-            is_polled |= vring.kick.is_none();
+            is_polled |= matches!(vring.kick, Kick::Polled);
         };
         for guest in self.fabric.ports.iter_mut().filter_map(Port::guest) {
             guest.senders().for_each(&mut arm);

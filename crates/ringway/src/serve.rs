@@ -103,6 +103,8 @@ fn obey(event: Event, endpoints: &mut [Endpoint<GuestDevice>], names: &[String])
         Event::QueueFailed { port, session, index, error } => {
             if endpoints[port].device().session() == session {
                 warn!("port {}: vring {index} is stopped until the driver resets it: {error}", names[port]);
+                endpoints[port].device().need_reset();
+                endpoints[port].config_changed();
             }
         }
         Event::MemoryFault { port, session } => {

@@ -1,176 +1,90 @@
 //! The back-end's side of a session: requests in, replies out, vrings started and stopped in between.
 //!
+//! ```text
+//!                        ┌─ memory     regions, the log, postcopy
+//!   request ──► Session ─┼─ vrings     set up, start, stop ──► Device
+//!   reply   ◄──          ├─ state      the device's, to another back-end and back
+//!                        └─ channel ──► the front-end: calls, misses, changes
+//! ```
+//!
 //! A request that cannot be carried out is refused: with a non-zero answer if the front-end asked for one
-//! (`REPLY_ACK`), else by the end of the session, for then there is no other way to tell it.
+//! (`REPLY_ACK`) or the request is a question, else by the end of the session, for then there is no other way to
+//! tell it.
 //!
 //! Not here: the socket ([`crate::socket`]), what a device does with its vrings ([`Device`]).
 
-use std::io;
-use std::os::fd::OwnedFd;
+pub(crate) mod channel;
+mod device;
+mod error;
+mod memory;
+mod state;
+mod vrings;
+
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use ringway_memory::{MapError, Mapping, MemoryError, MemoryTable, Region};
-use ringway_queue::{ConfigError, ResumeState};
-use ringway_spec::packed;
-use ringway_spec::status::DeviceStatus;
-use thiserror::Error;
-use tracing::debug;
+use ringway_memory::{DirtyLog, MemoryTable};
+use rustix::event::PollFlags;
+use tracing::{debug, warn};
 use zerocopy::IntoBytes;
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::U64;
 
+pub use device::Device;
+pub use error::{RequestError, SessionError};
+
+use self::channel::{Channel, Note};
+use self::memory::Postcopy;
+use self::state::Transfer;
 use crate::base::Base;
 use crate::message::{
-    F_PROTOCOL_FEATURES, MAX_CONFIG, MessageError, Outgoing, RegionDescription, Request, VringAddresses,
-    name, protocol_feature as pf,
+    CONFIG_MIGRATION, DEVICE_STATE_NO_FD, DeviceStateTransfer, F_LOG_ALL, F_PROTOCOL_FEATURES, Header,
+    InflightDescription, MAX_CONFIG, MessageError, Outgoing, Request, StateDirection, name,
+    protocol_feature as pf,
 };
 use crate::socket::Message;
-use crate::vring::{Kick, Notifier, Running, Vring, check_kick};
+use crate::vring::Vring;
 
 /// The most memory regions of a session: what QEMU asks for at most.
 pub const MAX_REGIONS: usize = 509;
 
-/// What every session offers, whatever the device.
-///
-/// `BACKEND_REQ` though nothing is ever sent on its channel: User-Mode Linux sets its interrupts up only with it.
-const PROTOCOL_FEATURES: u64 =
-    pf::MQ | pf::REPLY_ACK | pf::BACKEND_REQ | pf::CONFIGURE_MEM_SLOTS | pf::RESET_DEVICE | pf::STATUS;
+/// The protocol features that every session offers, whatever the device; see [`Device::protocol_features`].
+pub const SESSION_FEATURES: u64 = pf::MQ
+    | pf::LOG_SHMFD
+    | pf::REPLY_ACK
+    | pf::BACKEND_REQ
+    | pf::BACKEND_SEND_FD
+    | pf::INBAND_NOTIFICATIONS
+    | pf::CONFIGURE_MEM_SLOTS
+    | pf::RESET_DEVICE
+    | pf::STATUS;
 
-/// A device behind a session. Vrings are named by their index, below [`Device::max_queues`].
-pub trait Device {
-    /// The virtio features offered.
-    fn features(&self) -> u64;
+/// Features of the transport, which the device knows nothing of.
+const TRANSPORT_FEATURES: u64 = F_PROTOCOL_FEATURES | F_LOG_ALL;
 
-    /// The protocol features that this device adds to those of every session: `CONFIG`, `MTU`.
-    fn protocol_features(&self) -> u64 {
-        0
-    }
+/// Protocol features that mean nothing without others.
+const NEEDS: [(u64, u64, &str); 2] = [
+    (
+        pf::INBAND_NOTIFICATIONS,
+        pf::BACKEND_REQ | pf::REPLY_ACK,
+        "INBAND_NOTIFICATIONS needs BACKEND_REQ and REPLY_ACK",
+    ),
+    (pf::GET_VRING_BASE_INFLIGHT, pf::INFLIGHT_SHMFD, "GET_VRING_BASE_INFLIGHT needs INFLIGHT_SHMFD"),
+];
 
-    /// How many vrings there can be.
-    fn max_queues(&self) -> u16;
-
-    /// The answer to `GET_QUEUE_NUM`: queue pairs for a network device, queues for others.
-    fn queue_num(&self) -> u64;
-
-    /// The driver acked these features. The message of an error is for people.
-    fn ack_features(&mut self, features: u64) -> Result<(), String>;
-
-    /// The device status.
-    fn status(&self) -> u8;
-
-    /// The driver wrote the device status, not 0.
-    fn set_status(&mut self, status: u8);
-
-    /// Back to the state of the start; all vrings have been stopped.
-    fn reset(&mut self);
-
-    /// Copies the configuration space from `offset` on.
-    fn read_config(&self, offset: usize, to: &mut [u8]);
-
-    /// The driver wrote to the configuration space; false if it may not.
-    fn write_config(&mut self, _offset: usize, _bytes: &[u8]) -> bool {
-        false
-    }
-
-    /// The front-end's MTU; false if the device cannot have it.
-    fn set_mtu(&mut self, _mtu: u64) -> bool {
-        false
-    }
-
-    /// Whether this vring exists by what was negotiated.
-    fn has_vring(&self, index: u16) -> bool;
-
-    /// A vring runs from now on. The device looks at the ring at once: a kick may have come before.
-    fn start_vring(&mut self, index: u16, vring: Running);
-
-    /// A running vring stops: chains in flight are completed, and the ring is not touched after.
-    fn stop_vring(&mut self, index: u16) -> ResumeState;
-
-    /// A running vring is enabled or disabled.
-    fn enable_vring(&mut self, index: u16, enabled: bool);
-
-    /// Another call file descriptor for a running vring. It is signalled once: a call may have gone to the one
-    /// before.
-    fn set_call(&mut self, index: u16, call: Notifier);
-
-    /// Another err file descriptor for a running vring.
-    fn set_err(&mut self, index: u16, err: Notifier);
+/// What becomes of a request that was carried out.
+enum Answer {
+    /// Nothing to say but that.
+    Done,
+    /// Its own reply.
+    Reply(Vec<u8>, Option<OwnedFd>),
+    /// The reply comes later: [`Session::turn`].
+    Later,
 }
 
-/// Why a request is refused.
-#[derive(Debug, Error)]
-pub enum RequestError {
-    /// There is no such vring.
-    #[error("vring {index} does not exist, there are {count}")]
-    NoVring {
-        /// The index named.
-        index: u32,
-        /// How many there are.
-        count: u16,
-    },
-    /// The feature that the request belongs to was not negotiated.
-    #[error("its feature was not negotiated")]
-    NotNegotiated,
-    /// Features that were not offered, or do not go together.
-    #[error("{0}")]
-    Features(String),
-    /// The vring's size.
-    #[error("vring size {0} is not from 1 to 32768")]
-    VringSize(u32),
-    /// A split vring's base.
-    #[error("vring base {0:#x} has more than 16 bits, and the ring is not packed")]
-    VringBase(u32),
-    /// The request is for a stopped vring.
-    #[error("vring {0} is running")]
-    IsRunning(u32),
-    /// An area is outside of the memory.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// The region cannot be mapped.
-    #[error(transparent)]
-    Map(#[from] MapError),
-    /// The queue cannot start.
-    #[error(transparent)]
-    Queue(#[from] ConfigError),
-    /// No such region to remove.
-    #[error("there is no memory region of {} bytes at guest address {}", .0.len, .0.gpa)]
-    NoRegion(RegionDescription),
-    /// Too many regions.
-    #[error("more than {MAX_REGIONS} memory regions")]
-    TooManyRegions,
-    /// The device refuses the value.
-    #[error("the device does not allow it")]
-    Refused,
-    /// A kick, call or err that is no file of events.
-    #[error("its file descriptor is no event counter, pipe or socket")]
-    NotAnEvent,
-    /// The vring cannot start with what was negotiated.
-    #[error("vring {0} does not exist by the features negotiated")]
-    NotNegotiatedVring(u16),
-    /// A system call failed.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
-
-impl From<rustix::io::Errno> for RequestError {
-    fn from(errno: rustix::io::Errno) -> Self {
-        Self::Io(errno.into())
+impl Answer {
+    fn number(n: u64) -> Self {
+        Self::Reply(U64::new(n).as_bytes().to_vec(), None)
     }
-}
-
-/// Why a session ends.
-#[derive(Debug, Error)]
-pub enum SessionError {
-    /// The bytes are no request.
-    #[error(transparent)]
-    Message(#[from] MessageError),
-    /// The request could not be carried out, and the front-end did not ask for an answer.
-    #[error("{request}: {error}")]
-    Request {
-        /// The request's name.
-        request: &'static str,
-        /// Why.
-        error: RequestError,
-    },
 }
 
 /// A session with one front-end.
@@ -179,12 +93,20 @@ pub struct Session<D: Device> {
     name: String,
     device: D,
     vrings: Vec<Vring>,
+    /// The guest's memory, with the log if it is on.
     memory: Arc<MemoryTable>,
-    /// The virtio features acked, `F_PROTOCOL_FEATURES` included; `None` before.
+    /// The virtio features acked, those of the transport included; `None` before.
     features: Option<u64>,
     protocol_features: u64,
-    /// The channel for requests of ours, open for as long as the front-end may look at it.
-    backend_channel: Option<OwnedFd>,
+    /// The channel for requests of ours.
+    channel: Option<Arc<Channel>>,
+    /// Where to log what is written to the memory, while `F_LOG_ALL` is on.
+    log: Option<Arc<DirtyLog>>,
+    postcopy: Postcopy,
+    /// The device's state on its way.
+    transfer: Option<Transfer>,
+    /// A request that is still to be answered.
+    owed: Option<Header>,
 }
 
 impl<D: Device> Session<D> {
@@ -199,7 +121,11 @@ impl<D: Device> Session<D> {
             memory: Arc::default(),
             features: None,
             protocol_features: 0,
-            backend_channel: None,
+            channel: None,
+            log: None,
+            postcopy: Postcopy::default(),
+            transfer: None,
+            owed: None,
         }
     }
 
@@ -220,7 +146,39 @@ impl<D: Device> Session<D> {
         self.device
     }
 
-    /// Carries out a request. Returns the reply, if there is one.
+    /// Tells the front-end that the device's configuration space or status has changed by itself.
+    pub fn config_changed(&self) {
+        if self.has_protocol(pf::CONFIG)
+            && let Some(channel) = &self.channel
+        {
+            channel.say(Note::ConfigChange);
+        }
+    }
+
+    /// What to poll for beside the session's socket; then [`Session::turn`].
+    pub fn interests(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
+        let channel = self.channel.as_ref().and_then(|channel| channel.interest());
+        let transfer = self.transfer.as_ref().and_then(Transfer::interest);
+        channel.into_iter().chain(transfer)
+    }
+
+    /// Does what can be done now without a request. Returns a reply that was owed.
+    pub fn turn(&mut self) -> Option<Outgoing> {
+        if let Some(channel) = &self.channel {
+            channel.turn();
+        }
+        if let Some(transfer) = &mut self.transfer {
+            transfer.proceed();
+        }
+        let header = self.owed.take()?;
+        if let Answer::Reply(payload, _) = self.check_device_state() {
+            return Some(header.reply(&payload).into());
+        }
+        self.owed = Some(header);
+        None
+    }
+
+    /// Carries out a request. Returns the reply, if there is one now.
     ///
     /// # Errors
     /// [`SessionError`]; the session is to be ended.
@@ -233,22 +191,49 @@ impl<D: Device> Session<D> {
             other => other?,
         };
         debug!(request = name(header.request), "request");
+        let reply = |payload: &[u8], fd: Option<OwnedFd>| {
+            Ok(Some(Outgoing { bytes: header.reply(payload), fds: fd.into_iter().collect() }))
+        };
         match self.carry_out(request) {
-            Ok(Some(reply)) => Ok(Some(header.reply(&reply).into())),
-            Ok(None) if self.wants_ack(&header) => Ok(Some(header.reply(U64::new(0).as_bytes()).into())),
-            Ok(None) => Ok(None),
-            Err(error) if self.wants_ack(&header) => {
-                tracing::warn!("port {}: {} refused: {error}", self.name, name(header.request));
-                Ok(Some(header.reply(U64::new(1).as_bytes()).into()))
+            Ok(Answer::Reply(payload, fd)) => reply(&payload, fd),
+            Ok(Answer::Later) => {
+                self.owed = Some(header);
+                Ok(None)
             }
-            Err(error) => Err(SessionError::Request { request: name(header.request), error }),
+            Ok(Answer::Done) if self.wants_ack(&header) => reply(U64::ZERO.as_bytes(), None),
+            Ok(Answer::Done) => Ok(None),
+            Err(error) => match self.refusal(&header) {
+                Some(payload) => {
+                    warn!("port {}: {} refused: {error}", self.name, name(header.request));
+                    reply(&payload, None)
+                }
+                None => Err(SessionError::Request { request: name(header.request), error }),
+            },
         }
     }
 
     /// Whether the request is to be answered with success or failure: what counts is that `REPLY_ACK` was
     /// acked, whether or not the front-end ever asked for the protocol features. A question has its own answer.
-    fn wants_ack(&self, header: &crate::message::Header) -> bool {
+    fn wants_ack(&self, header: &Header) -> bool {
         header.needs_reply() && self.has_protocol(pf::REPLY_ACK) && !Request::is_question(header.request)
+    }
+
+    /// The payload that tells the front-end that its request was refused, if there is a way to tell it.
+    fn refusal(&self, header: &Header) -> Option<Vec<u8>> {
+        let number = |n: u64| Some(U64::new(n).as_bytes().to_vec());
+        match header.request {
+            SET_LOG_BASE if self.has_protocol(pf::LOG_SHMFD) => number(1),
+            IOTLB_MSG | POSTCOPY_END | CHECK_DEVICE_STATE => number(1),
+            SET_DEVICE_STATE_FD => number(DEVICE_STATE_NO_FD | 1),
+            // No region: no file comes with it.
+            GET_INFLIGHT_FD => {
+                Some(InflightDescription { len: 0, offset: 0, queues: 0, queue_size: 0 }.encode())
+            }
+            // An empty configuration space; no file.
+            GET_CONFIG | POSTCOPY_ADVISE | GET_SHARED_OBJECT => Some(Vec::new()),
+            _ if self.wants_ack(header) => number(1),
+            _ => None,
+        }
     }
 
     fn has_protocol(&self, feature: u64) -> bool {
@@ -260,61 +245,60 @@ impl<D: Device> Session<D> {
     }
 
     fn offered_protocol_features(&self) -> u64 {
-        PROTOCOL_FEATURES | self.device.protocol_features()
+        SESSION_FEATURES | self.device.protocol_features()
     }
 
-    /// Carries out a request; returns the payload of its own reply, if it is a question.
-    fn carry_out(&mut self, request: Request) -> Result<Option<Vec<u8>>, RequestError> {
-        let number = |n: u64| Ok(Some(U64::new(n).as_bytes().to_vec()));
+    /// Carries out a request.
+    fn carry_out(&mut self, request: Request) -> Result<Answer, RequestError> {
         match request {
-            Request::GetFeatures => return number(self.device.features() | F_PROTOCOL_FEATURES),
+            Request::GetFeatures => return Ok(Answer::number(self.device.features() | TRANSPORT_FEATURES)),
             Request::SetFeatures(features) => self.set_features(features)?,
-            Request::GetProtocolFeatures => return number(self.offered_protocol_features()),
+            Request::GetProtocolFeatures => return Ok(Answer::number(self.offered_protocol_features())),
             Request::SetProtocolFeatures(features) => self.set_protocol_features(features)?,
             // Both are of no consequence: a session has one owner, who leaves by closing the socket.
             Request::SetOwner | Request::ResetOwner => {}
-            Request::GetQueueNum => return number(self.device.queue_num()),
-            Request::GetMaxMemSlots => return number(MAX_REGIONS as u64),
+            Request::GetQueueNum => return Ok(Answer::number(self.device.queue_num())),
+            Request::GetMaxMemSlots => return Ok(Answer::number(MAX_REGIONS as u64)),
 
-            Request::SetMemTable(regions) => self.set_mem_table(regions)?,
-            Request::AddMemReg(region, file) => self.add_mem_reg(region, file)?,
+            Request::SetMemTable(regions) => return self.set_mem_table(regions),
+            Request::AddMemReg(region, file) => return self.add_mem_reg(region, file),
+            Request::PostcopyMemoryAck => self.postcopy_memory_ack()?,
             Request::RemMemReg(region) => self.rem_mem_reg(region)?,
+            Request::SetLogBase { len, offset, fd } => return self.set_log_base(fd, offset, len),
+            Request::SetLogAddress(_) => return Err(RequestError::LogAddress),
+            // The front-end looks at the log when it wants to, so nobody needs to be told that it has changed.
+            Request::SetLogFd(fd) => drop(fd),
+            Request::PostcopyAdvise => return self.postcopy_advise(),
+            Request::PostcopyListen => self.postcopy_listen()?,
+            Request::PostcopyEnd => return self.postcopy_end(),
 
             Request::SetVringNum { index, num } => self.set_vring_num(index, num)?,
             Request::SetVringAddr { index, addresses } => self.set_vring_addr(index, addresses)?,
             Request::SetVringBase { index, base } => self.set_vring_base(index, base)?,
-            Request::GetVringBase { index } => return self.get_vring_base(index).map(Some),
+            Request::GetVringBase { index } => return self.get_vring_base(index),
             Request::SetVringKick { index, fd } => self.set_vring_kick(index, fd)?,
             Request::SetVringCall { index, fd } => self.set_vring_call(index, fd)?,
             Request::SetVringErr { index, fd } => self.set_vring_err(index, fd)?,
             Request::SetVringEnable { index, enable } => self.set_vring_enable(index, enable)?,
+            Request::VringKick { index } => self.vring_kick(index)?,
+            Request::SetVringEndian { .. } => return Err(RequestError::CrossEndian),
 
+            Request::SendRarp(address) => {
+                self.require(pf::RARP)?;
+                let [address @ .., _, _] = address.to_le_bytes();
+                self.device.announce(address);
+            }
             Request::NetSetMtu(mtu) => {
                 self.require(pf::MTU)?;
-                if !self.device.set_mtu(mtu) {
-                    return Err(RequestError::Refused);
-                }
+                self.accept(|device| device.set_mtu(mtu))?;
             }
-            Request::SetBackendReqFd(fd) => {
-                self.require(pf::BACKEND_REQ)?;
-                self.backend_channel = Some(fd);
-            }
-            Request::GetConfig { offset, size, flags } => {
-                if !self.has_protocol(pf::CONFIG) || offset.saturating_add(size) > MAX_CONFIG {
-                    // The question is answered, with nothing.
-                    return Ok(Some(Vec::new()));
-                }
-                let mut bytes = vec![0; size as usize];
-                self.device.read_config(offset as usize, &mut bytes);
-                let head = [offset, size, flags].map(U32::new);
-                return Ok(Some([head.as_bytes(), &bytes].concat()));
-            }
-            Request::SetConfig { offset, flags: _, bytes } => {
+            Request::GetConfig { offset, size, flags } => return self.get_config(offset, size, flags),
+            Request::SetConfig { offset, flags, bytes } => {
                 self.require(pf::CONFIG)?;
-                if !self.device.write_config(offset as usize, &bytes) {
-                    return Err(RequestError::Refused);
-                }
+                let is_migration = flags == CONFIG_MIGRATION;
+                self.accept(|device| device.write_config(offset as usize, &bytes, is_migration))?;
             }
+            Request::SetBackendReqFd(fd) => self.set_channel(fd)?,
             Request::ResetDevice => {
                 self.require(pf::RESET_DEVICE)?;
                 self.reset();
@@ -325,23 +309,46 @@ impl<D: Device> Session<D> {
             }
             Request::GetStatus => {
                 self.require(pf::STATUS)?;
-                return number(self.device.status().into());
+                return Ok(Answer::number(self.device.status().into()));
             }
-            _ => return Err(RequestError::NotNegotiated),
+            Request::GetSharedObject(uuid) => {
+                self.require(pf::SHARED_OBJECT)?;
+                return Ok(Answer::Reply(Vec::new(), self.device.shared_object(uuid)));
+            }
+            Request::SetDeviceStateFd(transfer, fd) => return self.set_device_state_fd(transfer, fd),
+            Request::CheckDeviceState => {
+                self.require(pf::DEVICE_STATE)?;
+                return Ok(self.check_device_state());
+            }
+            // No device here has memory that it shares with the guest.
+            Request::GetShmemConfig
+            | Request::Iotlb(_)
+            | Request::GetInflightFd(_)
+            | Request::SetInflightFd(..) => return Err(RequestError::NotNegotiated),
         }
-        Ok(None)
+        Ok(Answer::Done)
     }
 
+    /// Has the device do what it may refuse.
+    fn accept(&mut self, f: impl FnOnce(&mut D) -> bool) -> Result<(), RequestError> {
+        if f(&mut self.device) { Ok(()) } else { Err(RequestError::Refused) }
+    }
+
+    // Features and status
+
     fn set_features(&mut self, features: u64) -> Result<(), RequestError> {
-        if self.features == Some(features) {
-            self.enable_all_unless(features & F_PROTOCOL_FEATURES != 0);
-            return Ok(());
+        let is_new = |of: u64| self.features.is_none_or(|before| (before ^ features) & of != 0);
+        let (is_new_device, is_new_log) = (is_new(!TRANSPORT_FEATURES), is_new(F_LOG_ALL));
+        if is_new_device || is_new_log {
+            // What a ring is made of depends on the features: those that run start over.
+            self.pause_all();
         }
-        // What a ring is made of depends on the features: those that run start over.
-        self.pause_all();
-        self.features = None;
-        self.device.ack_features(features & !F_PROTOCOL_FEATURES).map_err(RequestError::Features)?;
+        if is_new_device {
+            self.features = None;
+            self.device.ack_features(features & !TRANSPORT_FEATURES).map_err(RequestError::Features)?;
+        }
         self.features = Some(features);
+        self.update_log();
         self.enable_all_unless(features & F_PROTOCOL_FEATURES != 0);
         self.start_ready()
     }
@@ -362,6 +369,11 @@ impl<D: Device> Session<D> {
             return Err(RequestError::Features(format!(
                 "protocol features {unknown:#x} were acked but not offered"
             )));
+        }
+        for (feature, needed, why) in NEEDS {
+            if features & feature != 0 && features & needed != needed {
+                return Err(RequestError::Features(why.to_owned()));
+            }
         }
         self.protocol_features = features;
         Ok(())
@@ -386,201 +398,70 @@ impl<D: Device> Session<D> {
             vring.base = Base::Start;
         }
         self.features = None;
+        self.update_log();
         self.device.reset();
     }
 
-    // Memory
+    // The device's configuration and state
 
-    fn set_mem_table(&mut self, regions: Vec<(RegionDescription, OwnedFd)>) -> Result<(), RequestError> {
-        let regions = regions.into_iter().map(|(r, file)| map(r, file)).collect::<Result<_, _>>()?;
-        self.replace_memory(regions)
-    }
-
-    fn add_mem_reg(&mut self, region: RegionDescription, file: OwnedFd) -> Result<(), RequestError> {
-        self.require(pf::CONFIGURE_MEM_SLOTS)?;
-        if self.memory.regions().len() >= MAX_REGIONS {
-            return Err(RequestError::TooManyRegions);
+    fn get_config(&self, offset: u32, size: u32, flags: u32) -> Result<Answer, RequestError> {
+        self.require(pf::CONFIG)?;
+        if offset.saturating_add(size) > MAX_CONFIG {
+            return Err(RequestError::Refused);
         }
-        let mut regions = self.memory.regions().to_vec();
-        regions.push(map(region, file)?);
-        self.replace_memory(regions)
+        let mut bytes = vec![0; size as usize];
+        self.device.read_config(offset as usize, &mut bytes);
+        Ok(Answer::Reply(crate::message::config(offset, flags, &bytes), None))
     }
 
-    fn rem_mem_reg(&mut self, region: RegionDescription) -> Result<(), RequestError> {
-        self.require(pf::CONFIGURE_MEM_SLOTS)?;
-        let is_other =
-            |r: &&Region| (r.gpa(), r.len(), r.frontend_va()) != (region.gpa, region.len, region.frontend_va);
-        let left: Vec<_> = self.memory.regions().iter().filter(is_other).cloned().collect();
-        if left.len() == self.memory.regions().len() {
-            return Err(RequestError::NoRegion(region));
+    fn set_device_state_fd(
+        &mut self,
+        transfer: DeviceStateTransfer,
+        fd: OwnedFd,
+    ) -> Result<Answer, RequestError> {
+        self.require(pf::DEVICE_STATE)?;
+        if self.vrings.iter().any(|vring| vring.is_running) {
+            return Err(RequestError::OutOfTurn("a vring is running"));
         }
-        self.replace_memory(left)
-    }
-
-    /// Rings that run go on in the new memory; their areas may have moved. Memory that a running ring is not in
-    /// is refused, and the old one stays.
-    fn replace_memory(&mut self, regions: Vec<Region>) -> Result<(), RequestError> {
-        let table = Arc::new(MemoryTable::new(regions)?);
-        // Rings run by the features that were acked.
-        let features = self.features.unwrap_or_default();
-        for vring in self.vrings.iter().filter(|v| v.is_running) {
-            vring.resolve(features, &table)?;
+        if transfer.phase != 0 {
+            return Err(RequestError::Refused);
         }
-        self.pause_all();
-        self.memory = table;
-        self.start_ready()
+        self.transfer = Some(match transfer.direction {
+            StateDirection::Save => Transfer::save(fd, self.device.save_state())?,
+            StateDirection::Load => Transfer::load(fd)?,
+        });
+        Ok(Answer::number(DEVICE_STATE_NO_FD))
     }
 
-    // Vrings
-
-    fn vring(&mut self, index: u32) -> Result<(u16, &mut Vring), RequestError> {
-        let count = self.vrings.len() as u16;
-        match self.vrings.get_mut(index as usize) {
-            Some(vring) => Ok((index as u16, vring)),
-            None => Err(RequestError::NoVring { index, count }),
-        }
-    }
-
-    fn stopped_vring(&mut self, index: u32) -> Result<&mut Vring, RequestError> {
-        let (_, vring) = self.vring(index)?;
-        if vring.is_running { Err(RequestError::IsRunning(index)) } else { Ok(vring) }
-    }
-
-    fn set_vring_num(&mut self, index: u32, num: u32) -> Result<(), RequestError> {
-        let vring = self.stopped_vring(index)?;
-        // Whether it has to be a power of two depends on the features, which may come later.
-        match u16::try_from(num) {
-            Ok(size @ 1..=packed::MAX_SIZE) => vring.num = Some(size),
-            _ => return Err(RequestError::VringSize(num)),
-        }
-        self.start_ready()
-    }
-
-    fn set_vring_addr(&mut self, index: u32, addresses: VringAddresses) -> Result<(), RequestError> {
-        let (index, vring) = self.vring(index)?;
-        let was_running = vring.is_running;
-        vring.addresses = Some(addresses);
-        if was_running {
-            self.pause(index);
-        }
-        self.start_ready()
-    }
-
-    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<(), RequestError> {
-        self.stopped_vring(index)?.base = Base::Told(base);
-        Ok(())
-    }
-
-    fn get_vring_base(&mut self, index: u32) -> Result<Vec<u8>, RequestError> {
-        let (at, _) = self.vring(index)?;
-        self.pause(at);
-        let features = self.features.unwrap_or_default();
-        let (_, vring) = self.vring(index)?;
-        // The ring is stopped, not reset: it goes on with the next kick file descriptor.
-        vring.kick = None;
-        let base = vring.base.to_word(features);
-        Ok([index, base].map(U32::new).as_bytes().to_vec())
-    }
-
-    fn set_vring_kick(&mut self, index: u32, fd: Option<OwnedFd>) -> Result<(), RequestError> {
-        if let Some(fd) = &fd {
-            check_kick(fd)?;
-        }
-        let (index, vring) = self.vring(index)?;
-        vring.kick = Some(fd.map_or(Kick::Polled, Kick::Fd));
-        self.pause(index);
-        self.start_ready()
-    }
-
-    fn set_vring_call(&mut self, index: u32, fd: Option<OwnedFd>) -> Result<(), RequestError> {
-        let (at, vring) = self.vring(index)?;
-        vring.call = Notifier::new(fd)?;
-        if vring.is_running {
-            let call = vring.call.try_clone()?;
-            self.device.set_call(at, call);
-        }
-        Ok(())
-    }
-
-    fn set_vring_err(&mut self, index: u32, fd: Option<OwnedFd>) -> Result<(), RequestError> {
-        let (at, vring) = self.vring(index)?;
-        vring.err = Notifier::new(fd)?;
-        if vring.is_running {
-            let err = vring.err.try_clone()?;
-            self.device.set_err(at, err);
-        }
-        Ok(())
-    }
-
-    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<(), RequestError> {
-        let (index, vring) = self.vring(index)?;
-        vring.enabled = enable;
-        if vring.is_running {
-            self.device.enable_vring(index, enable);
-        }
-        Ok(())
-    }
-
-    /// Whether the session allows rings to run: features are acked, and the driver is ready if it says so.
-    fn may_run(&self) -> Option<u64> {
-        let is_live =
-            DeviceStatus::from_bits_truncate(self.device.status()).contains(DeviceStatus::DRIVER_OK);
-        self.features.filter(|_| is_live || !self.has_protocol(pf::STATUS))
-    }
-
-    /// Starts the rings that are complete and do not run. One that cannot start holds no other up: it needs
-    /// another kick file descriptor before it is tried again, and the first error is returned.
-    fn start_ready(&mut self) -> Result<(), RequestError> {
-        let Some(features) = self.may_run() else { return Ok(()) };
-        let mut result = Ok(());
-        for (index, vring) in (0..).zip(&mut self.vrings) {
-            if vring.is_running || !vring.is_complete() {
-                continue;
+    /// How the transfer of the device's state went; once it is known.
+    fn check_device_state(&mut self) -> Answer {
+        let Some(mut transfer) = self.transfer.take() else { return Answer::number(1) };
+        transfer.proceed();
+        let result = match transfer.finish() {
+            Err(unfinished) => {
+                self.transfer = Some(unfinished);
+                return Answer::Later;
             }
-            let started = if self.device.has_vring(index) {
-                vring.start(features, &self.memory)
-            } else {
-                Err(RequestError::NotNegotiatedVring(index))
-            };
-            match started {
-                Ok(running) => self.device.start_vring(index, running),
-                Err(error) => {
-                    vring.kick = None;
-                    result = result.and(Err(error));
-                }
-            }
+            Ok(Ok(Some(state))) => self.device.load_state(&state).map_err(RequestError::DeviceState),
+            Ok(other) => other.map(|_| ()),
+        };
+        if let Err(error) = &result {
+            warn!("port {}: {error}", self.name);
         }
-        result
-    }
-
-    /// Stops a ring, if it runs, and keeps where it was.
-    fn pause(&mut self, index: u16) {
-        let vring = &mut self.vrings[usize::from(index)];
-        if vring.is_running {
-            vring.base = Base::Stopped(self.device.stop_vring(index));
-            vring.is_running = false;
-        }
-    }
-
-    fn pause_all(&mut self) {
-        for index in 0..self.vrings.len() as u16 {
-            self.pause(index);
-        }
-    }
-
-    /// Stops all rings for good: each needs a new kick file descriptor.
-    fn stop_all(&mut self) {
-        self.pause_all();
-        for vring in &mut self.vrings {
-            vring.kick = None;
-        }
+        Answer::number(result.is_err().into())
     }
 }
 
-fn map(region: RegionDescription, file: OwnedFd) -> Result<Region, MapError> {
-    let RegionDescription { gpa, len, frontend_va, offset } = region;
-    Mapping::region(file, offset, len, gpa, frontend_va)
-}
+// Requests whose refusal has a form of its own.
+const SET_LOG_BASE: u32 = 6;
+const IOTLB_MSG: u32 = 22;
+const GET_CONFIG: u32 = 24;
+const POSTCOPY_ADVISE: u32 = 28;
+const POSTCOPY_END: u32 = 30;
+const GET_INFLIGHT_FD: u32 = 31;
+const GET_SHARED_OBJECT: u32 = 41;
+const SET_DEVICE_STATE_FD: u32 = 42;
+const CHECK_DEVICE_STATE: u32 = 43;
 
 #[cfg(test)]
 #[path = "backend_tests.rs"]

@@ -139,14 +139,15 @@ impl<D: Device> Endpoint<D> {
             Source::Listen(listener, _) if !self.told => Some((listener.as_fd(), PollFlags::IN)),
             _ => None,
         };
-        let socket = match &self.state {
-            State::Attached(_, socket) => {
-                let out = if socket.has_unsent() { PollFlags::OUT } else { PollFlags::empty() };
-                Some((socket.as_fd(), PollFlags::IN | out))
-            }
+        let attached = match &self.state {
+            State::Attached(session, socket) => Some((session, socket)),
             _ => None,
         };
-        listener.into_iter().chain(socket)
+        let sockets = attached.into_iter().flat_map(|(session, socket)| {
+            let out = if socket.has_unsent() { PollFlags::OUT } else { PollFlags::empty() };
+            std::iter::once((socket.as_fd(), PollFlags::IN | out)).chain(session.interests())
+        });
+        listener.into_iter().chain(sockets)
     }
 
     /// When to call [`Endpoint::turn`] even if nothing is ready.
@@ -199,6 +200,13 @@ impl<D: Device> Endpoint<D> {
                     self.attach(stream);
                 }
             }
+        }
+    }
+
+    /// Tells the front-end that the device's configuration space or status has changed by itself.
+    pub fn config_changed(&self) {
+        if let State::Attached(session, _) = &self.state {
+            session.config_changed();
         }
     }
 
@@ -289,6 +297,9 @@ impl From<SocketError> for Ended {
 
 fn exchange<D: Device>(session: &mut Session<D>, socket: &mut Socket) -> Result<(), Ended> {
     socket.flush()?;
+    if let Some(reply) = session.turn() {
+        socket.send(reply)?;
+    }
     for _ in 0..MESSAGES_PER_TURN {
         let Some(message) = socket.receive()? else { return Ok(()) };
         if let Some(reply) = session.handle(message).map_err(Ended::Session)? {

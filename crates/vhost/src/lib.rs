@@ -16,9 +16,10 @@
 
 pub mod backend;
 mod base;
+mod descriptor;
 pub mod endpoint;
 pub mod message;
 pub mod socket;
 mod vring;
 
-pub use vring::{Notifier, Running};
+pub use vring::{Kick, Notifier, Running};

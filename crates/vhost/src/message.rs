@@ -25,6 +25,7 @@ pub use payload::{
     DeviceStateTransfer, InflightDescription, Iotlb, IotlbKind, RegionDescription, StateDirection, Uuid,
     VringAddresses,
 };
+pub(crate) use payload::{config, state};
 pub use request::{Request, name};
 
 /// Size of a message's header in bytes.

@@ -9,35 +9,44 @@
 //!
 //! Enabled is another matter: a running ring that is not enabled is served without side effects.
 
+use std::fmt;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use ringway_memory::{MemoryError, MemoryTable};
 use ringway_queue::{Areas, DeviceQueue, QueueConfig};
 use rustix::event::epoll;
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
-use rustix::net::SendFlags;
 
 use crate::backend::RequestError;
+use crate::backend::channel::{Channel, Note};
 use crate::base::Base;
+use crate::descriptor::NonBlocking;
 use crate::message::VringAddresses;
 
-/// An event file descriptor of the front-end that we write to: call or err. Without one, the front-end polls.
-///
-/// Whoever writes to it must not be made to wait, and its flags are the front-end's to change as well.
+/// A way to signal the front-end: call or err. Without one, the front-end polls.
 #[derive(Debug, Default)]
 pub struct Notifier(Sink);
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 enum Sink {
     #[default]
     Nobody,
-    /// An event counter, or a pipe opened anew, with flags of our own. A counter makes a writer wait only at its
-    /// limit of 2⁶⁴ - 2.
-    File(OwnedFd),
-    /// A socket (User-Mode Linux has one), which can be asked for each write not to wait.
-    Socket(OwnedFd),
+    /// An event counter, a pipe or a socket. A counter makes a writer wait only at its limit of 2⁶⁴ - 2.
+    Fd(NonBlocking),
+    /// A message on the back-end's channel.
+    InBand(Arc<Channel>, Note),
+}
+
+impl fmt::Debug for Sink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nobody => f.write_str("Nobody"),
+            Self::Fd(fd) => fd.fmt(f),
+            Self::InBand(_, note) => note.fmt(f),
+        }
+    }
 }
 
 impl Notifier {
@@ -47,52 +56,55 @@ impl Notifier {
     /// [`RequestError::NotAnEvent`] for any other file, [`RequestError::Io`].
     pub(crate) fn new(fd: Option<OwnedFd>) -> Result<Self, RequestError> {
         let Some(fd) = fd else { return Ok(Self(Sink::Nobody)) };
-        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        match FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) {
-            FileType::Fifo => {
-                let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-                Ok(Self(Sink::File(rustix::fs::open(path, flags, Mode::empty())?)))
-            }
-            FileType::Socket => Ok(Self(Sink::Socket(fd))),
-            _ if std::fs::read_link(path)?.as_os_str() == "anon_inode:[eventfd]" => {
+        let fd = match FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) {
+            FileType::Fifo | FileType::Socket => NonBlocking::new(fd, OFlags::WRONLY)?,
+            _ if is_event_counter(&fd)? => {
                 let flags = rustix::fs::fcntl_getfl(&fd)?;
                 if !flags.contains(OFlags::NONBLOCK) {
                     rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
                 }
-                Ok(Self(Sink::File(fd)))
+                NonBlocking::File(fd)
             }
-            _ => Err(RequestError::NotAnEvent),
-        }
+            _ => return Err(RequestError::NotAnEvent),
+        };
+        Ok(Self(Sink::Fd(fd)))
+    }
+
+    /// Says so on the back-end's channel.
+    pub(crate) fn in_band(channel: &Arc<Channel>, note: Note) -> Self {
+        Self(Sink::InBand(Arc::clone(channel), note))
     }
 
     /// Signals the front-end. Returns whether there was someone to signal.
     pub fn notify(&self) -> bool {
-        let one = 1u64.to_ne_bytes();
-        // A full pipe or counter has a signal pending already; any other failure is the front-end's loss.
         match &self.0 {
             Sink::Nobody => false,
-            Sink::File(fd) => rustix::io::write(fd, &one).is_ok(),
-            Sink::Socket(fd) => {
-                rustix::net::send(fd, &one, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).is_ok()
-            }
+            // A full pipe or counter has a signal pending already; any other failure is the front-end's loss.
+            Sink::Fd(fd) => fd.write(&1u64.to_ne_bytes()).is_ok(),
+            Sink::InBand(channel, note) => channel.say(*note),
         }
     }
 
     pub(crate) fn try_clone(&self) -> std::io::Result<Self> {
         Ok(Self(match &self.0 {
             Sink::Nobody => Sink::Nobody,
-            Sink::File(fd) => Sink::File(fd.try_clone()?),
-            Sink::Socket(fd) => Sink::Socket(fd.try_clone()?),
+            Sink::Fd(fd) => Sink::Fd(fd.try_clone()?),
+            Sink::InBand(channel, note) => Sink::InBand(Arc::clone(channel), *note),
         }))
     }
+}
+
+fn is_event_counter(fd: &OwnedFd) -> std::io::Result<bool> {
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+    Ok(path.as_os_str() == "anon_inode:[eventfd]")
 }
 
 /// What a vring that runs consists of; the device serves it from now on.
 pub struct Running {
     /// The queue.
     pub queue: DeviceQueue,
-    /// Readable when the driver kicked; `None`: poll the queue.
-    pub kick: Option<OwnedFd>,
+    /// How the driver kicks.
+    pub kick: Kick,
     /// To call the driver.
     pub call: Notifier,
     /// To tell the front-end that the queue failed.
@@ -110,20 +122,24 @@ pub(crate) fn check_kick(fd: &OwnedFd) -> Result<(), RequestError> {
     }
 }
 
-/// How the front-end said it will kick.
-pub(crate) enum Kick {
-    /// By this file descriptor.
+/// How the driver kicks a vring.
+#[derive(Debug)]
+pub enum Kick {
+    /// This file descriptor becomes readable.
     Fd(OwnedFd),
-    /// Not at all: the ring is to be polled.
+    /// By a message: [`Device::kick_vring`](crate::backend::Device::kick_vring).
+    InBand,
+    /// Not at all: the vring is to be polled.
     Polled,
 }
 
 impl Kick {
-    fn try_clone(&self) -> std::io::Result<Option<OwnedFd>> {
-        match self {
-            Self::Fd(fd) => fd.try_clone().map(Some),
-            Self::Polled => Ok(None),
-        }
+    pub(crate) fn try_clone(&self) -> std::io::Result<Self> {
+        Ok(match self {
+            Self::Fd(fd) => Self::Fd(fd.try_clone()?),
+            Self::InBand => Self::InBand,
+            Self::Polled => Self::Polled,
+        })
     }
 }
 
@@ -134,8 +150,9 @@ pub(crate) struct Vring {
     pub(crate) addresses: Option<VringAddresses>,
     pub(crate) base: Base,
     pub(crate) kick: Option<Kick>,
-    pub(crate) call: Notifier,
-    pub(crate) err: Notifier,
+    /// `None`: the front-end has not said how it wants to be called, not even that it polls.
+    pub(crate) call: Option<Notifier>,
+    pub(crate) err: Option<Notifier>,
     pub(crate) enabled: bool,
     pub(crate) is_running: bool,
 }
@@ -152,19 +169,23 @@ impl Vring {
         Areas::resolve(memory, size, features, at.descriptor, at.driver, at.device)
     }
 
-    /// Starts a complete ring.
+    /// Starts a complete ring. `call` and `err` stand for what the front-end did not say.
     pub(crate) fn start(
         &mut self,
         features: u64,
         memory: &Arc<MemoryTable>,
+        [call, err]: [Notifier; 2],
     ) -> Result<Running, RequestError> {
-        let (Some(size), Some(kick)) = (self.num, &self.kick) else { unreachable!("a complete ring") };
+        let (Some(size), Some(at), Some(kick)) = (self.num, self.addresses, &self.kick) else {
+            unreachable!("a complete ring")
+        };
         let areas = self.resolve(features, memory)?;
         let resume = self.base.resume(features, &areas, size)?;
         let memory = Arc::clone(memory);
-        let queue =
-            DeviceQueue::start(QueueConfig { size, features, areas, memory, used_log: None, resume })?;
-        let (kick, call, err) = (kick.try_clone()?, self.call.try_clone()?, self.err.try_clone()?);
+        let used_log = at.log;
+        let queue = DeviceQueue::start(QueueConfig { size, features, areas, memory, resume, used_log })?;
+        let or = |own: &Option<Notifier>, other| own.as_ref().map_or(Ok(other), Notifier::try_clone);
+        let (kick, call, err) = (kick.try_clone()?, or(&self.call, call)?, or(&self.err, err)?);
         self.is_running = true;
         Ok(Running { queue, kick, call, err, enabled: self.enabled })
     }

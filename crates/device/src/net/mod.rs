@@ -63,6 +63,25 @@ pub enum Role {
     Control,
 }
 
+/// First byte of a saved state, for others to come.
+const STATE_VERSION: u8 = 1;
+
+/// Why a saved state cannot be taken over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum StateError {
+    /// It is not of the form that this version saves.
+    #[error("{0} bytes are not the state of a network device, or of another version")]
+    Form(usize),
+    /// It uses more queue pairs than there are.
+    #[error("the driver uses {pairs} queue pairs, and there are {most}")]
+    Pairs {
+        /// In use.
+        pairs: u16,
+        /// There are.
+        most: u16,
+    },
+}
+
 /// A network device.
 #[derive(Debug, Clone)]
 pub struct NetDevice {
@@ -156,6 +175,26 @@ impl NetDevice {
     /// Carries out a command of the control queue, its device-readable bytes; returns the answer's byte.
     pub fn control(&mut self, command: &[u8]) -> u8 {
         control::run(self, command)
+    }
+
+    /// What another device of the same settings needs to go on where this one stopped, beside the features that were
+    /// acked: a transport moves those itself.
+    pub fn save(&self) -> [u8; 3] {
+        let [low, high] = self.active_pairs.to_le_bytes();
+        [STATE_VERSION, low, high]
+    }
+
+    /// Goes on where another device stopped.
+    ///
+    /// # Errors
+    /// [`StateError`]; nothing has changed then.
+    pub fn load(&mut self, state: &[u8]) -> Result<(), StateError> {
+        let &[STATE_VERSION, low, high] = state else { return Err(StateError::Form(state.len())) };
+        match u16::from_le_bytes([low, high]) {
+            pairs if (1..=self.settings.max_pairs).contains(&pairs) => self.active_pairs = pairs,
+            pairs => return Err(StateError::Pairs { pairs, most: self.settings.max_pairs }),
+        }
+        Ok(())
     }
 
     /// What frames the driver takes and gives.

@@ -14,7 +14,7 @@ use ringway_device::net::{HeaderError, NetDevice, Offloads, Role, header_len};
 use ringway_memory::{GuestBuf, GuestSlice};
 use ringway_queue::{Burst, DeviceQueue, QueueError, ResumeState};
 use ringway_spec::net::{CTRL_ERR, F_MRG_RXBUF, HDR_LEN, Header};
-use ringway_vhost::{Notifier, Running};
+use ringway_vhost::{Kick, Notifier, Running};
 use zerocopy::little_endian::U32;
 
 use crate::counters::{Counters, DropReason};
@@ -48,7 +48,7 @@ pub(crate) struct GuestPort {
 /// A running ring.
 pub(crate) struct Vring {
     pub(crate) queue: DeviceQueue,
-    pub(crate) kick: Option<OwnedFd>,
+    pub(crate) kick: Kick,
     call: Notifier,
     err: Notifier,
     pub(crate) enabled: bool,
@@ -246,7 +246,10 @@ impl GuestPort {
 
     /// The kick file descriptor of a running ring.
     pub(crate) fn kick(&mut self, index: u16) -> Option<&OwnedFd> {
-        self.vring_mut(index)?.kick.as_ref()
+        match &self.vring_mut(index)?.kick {
+            Kick::Fd(fd) => Some(fd),
+            Kick::InBand | Kick::Polled => None,
+        }
     }
 
     /// Finds anew which receive queues frames may go to.

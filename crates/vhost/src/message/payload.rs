@@ -56,7 +56,7 @@ impl From<&RegionDescription> for WireRegion {
 
 impl RegionDescription {
     /// The payload of a request about this region alone.
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub fn encode(&self) -> Vec<u8> {
         [U64::ZERO.as_bytes(), WireRegion::from(self).as_bytes()].concat()
     }
 
@@ -408,7 +408,7 @@ impl Parts<'_> {
 }
 
 /// An index and a value.
-pub(super) fn state(index: u32, value: u32) -> Vec<u8> {
+pub(crate) fn state(index: u32, value: u32) -> Vec<u8> {
     [index, value].map(U32::new).as_bytes().to_vec()
 }
 
@@ -419,7 +419,7 @@ pub(super) fn vring_fd(index: u32, has_fd: bool) -> Vec<u8> {
 }
 
 /// The payload of a configuration space message.
-pub(super) fn config(offset: u32, flags: u32, bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn config(offset: u32, flags: u32, bytes: &[u8]) -> Vec<u8> {
     let head = [offset, bytes.len() as u32, flags].map(U32::new);
     [head.as_bytes(), bytes].concat()
 }

@@ -90,6 +90,9 @@ pub enum Request {
     },
     GetMaxMemSlots,
     AddMemReg(RegionDescription, OwnedFd),
+    /// `ADD_MEM_REG` with a number alone, or `SET_MEM_TABLE` without regions: in postcopy the front-end has learned
+    /// where the regions are mapped.
+    PostcopyMemoryAck,
     RemMemReg(RegionDescription),
     SetStatus(u64),
     GetStatus,
@@ -160,6 +163,10 @@ impl Request {
             34 => parts.empty(Self::ResetDevice)?,
             35 => parts.state().map(|(index, _)| Self::VringKick { index })?,
             36 => parts.empty(Self::GetMaxMemSlots)?,
+            37 if payload.len() == size_of::<u64>() => match parts.u64()? {
+                0 => Self::PostcopyMemoryAck,
+                other => return Err(parts.bad_value("acknowledgement", other)),
+            },
             37 => {
                 let region = parts.region()?;
                 Self::AddMemReg(region, parts.one_fd()?)
@@ -214,6 +221,7 @@ impl Request {
             | Self::SendRarp(n)
             | Self::NetSetMtu(n)
             | Self::SetStatus(n) => number(n),
+            Self::PostcopyMemoryAck => number(0),
             Self::SetMemTable(table) => {
                 let (regions, fds): (Vec<_>, _) = table.into_iter().unzip();
                 return (RegionDescription::encode_table(regions.iter()), fds);
@@ -286,7 +294,7 @@ impl Request {
             Self::ResetDevice => 34,
             Self::VringKick { .. } => 35,
             Self::GetMaxMemSlots => 36,
-            Self::AddMemReg(..) => 37,
+            Self::AddMemReg(..) | Self::PostcopyMemoryAck => 37,
             Self::RemMemReg(_) => 38,
             Self::SetStatus(_) => 39,
             Self::GetStatus => 40,
@@ -299,7 +307,7 @@ impl Request {
 
     /// Whether an answer comes whatever the flags say, since the request is a question.
     pub fn is_question(number: u32) -> bool {
-        matches!(number, 1 | 11 | 15 | 17 | 22 | 24 | 26 | 28 | 30 | 31 | 36 | 40..=44)
+        matches!(number, 1 | 11 | 15 | 17 | 22 | 24 | 28 | 30 | 31 | 36 | 40..=44)
     }
 }
 

@@ -845,12 +845,11 @@ fn a_ring_that_cannot_start_is_alone() {
 /// no processor time, and ends with that front-end.
 #[test]
 fn no_file_descriptor_is_left() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
     const LIMIT: u64 = 40;
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: Some(LIMIT), ..limit }).unwrap();
     let mut server = common::switch(&["a", "b"]);
-    setrlimit(Resource::Nofile, limit).unwrap();
+    let pid = Pid::from_raw(server.process().pid().cast_signed());
+    prlimit(pid, Resource::Nofile, Rlimit { current: Some(LIMIT), maximum: Some(LIMIT) }).unwrap();
 
     let mut a = NetFrontend::connect(server.socket("a"), options()).unwrap();
     a.negotiate(FEATURES).unwrap();

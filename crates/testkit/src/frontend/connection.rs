@@ -44,6 +44,15 @@ pub struct Connection {
     stream: UnixStream,
 }
 
+/// Closed for good at once: a process that another test is starting meanwhile holds a copy of the descriptor until it
+/// runs its program, and the back-end would see nobody hang up.
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+}
+
 impl Connection {
     /// Connects to a back-end that listens at `path`, which may still be about to appear.
     pub fn connect(path: impl AsRef<Path>) -> Result<Self> {

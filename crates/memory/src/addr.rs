@@ -30,8 +30,17 @@ macro_rules! address {
 }
 
 address! {
-    /// A guest-physical address: what a descriptor holds.
+    /// A guest-physical address.
     Gpa
+}
+address! {
+    /// An I/O virtual address: what the device sees from behind an IOMMU.
+    Iova
+}
+address! {
+    /// What a descriptor holds: a guest-physical address, or where the memory table has a translation an I/O virtual
+    /// one.
+    BusAddr
 }
 address! {
     /// An address in the front-end's process: how vhost-user messages name rings.

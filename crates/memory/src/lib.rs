@@ -8,6 +8,7 @@
 //! ```
 //!
 //! While a guest migrates, its front-end wants to know which pages are written to: a table can have a [`DirtyLog`].
+//! Behind an IOMMU a device sees other addresses than the guest: a table can have a [`Translation`].
 //!
 //! A driver's buffers are [`SharedBuf`]s: ranges of a region that have one owner, who lends them to the device.
 //!
@@ -29,6 +30,8 @@ mod area;
 mod buf;
 #[cfg(feature = "std")]
 pub mod io;
+#[cfg(feature = "std")]
+mod iotlb;
 mod log;
 #[cfg(feature = "std")]
 mod mapping;
@@ -37,17 +40,21 @@ mod shared;
 #[cfg(feature = "std")]
 mod sigbus;
 mod table;
+mod translation;
 #[cfg(feature = "std")]
 mod userfault;
 
-pub use addr::{FrontendVa, Gpa};
+pub use addr::{BusAddr, FrontendVa, Gpa, Iova};
 pub use area::RingArea;
 pub use buf::{GuestBuf, GuestSlice};
+#[cfg(feature = "std")]
+pub use iotlb::Iotlb;
 pub use log::DirtyLog;
 #[cfg(feature = "std")]
 pub use mapping::{MapError, Mapping};
 pub use scatter::ScatterList;
 pub use shared::SharedBuf;
 pub use table::{Backing, MemoryError, MemoryTable, Region};
+pub use translation::{Access, Generation, Translation};
 #[cfg(feature = "std")]
 pub use userfault::Userfault;

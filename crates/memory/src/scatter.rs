@@ -6,14 +6,18 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use crate::table::Window;
-use crate::{DirtyLog, Gpa, GuestBuf, GuestSlice, MemoryError, MemoryTable};
+use crate::{Access, BusAddr, DirtyLog, Gpa, GuestBuf, GuestSlice, Iova, MemoryError, MemoryTable};
+
+/// The most slices of a list that addresses are translated into: a translation may be in pieces of any size.
+const MAX_TRANSLATED: usize = 1 << 16;
 
 /// Slices of one memory table, which the list keeps mapped.
 pub struct ScatterList {
     table: Arc<MemoryTable>,
     /// Slices of `table`; the lifetime is the list's own, see [`ScatterList::slices`].
     slices: Vec<GuestSlice<'static>>,
-    /// The region of the last translation: the next one is most likely there too.
+    /// The region that was found last: the next address is most likely there too. None if the table has a translation,
+    /// which may change at any time.
     last: Window,
 }
 
@@ -58,13 +62,16 @@ impl ScatterList {
         self.slices.drain(..n);
     }
 
-    /// Appends the `len` bytes at `addr`: one slice, or one for each region they lie in.
+    /// Appends the `len` bytes at `addr`, for this access: one slice, or one for each piece they are in.
     ///
     /// # Errors
-    /// [`MemoryError::Unmapped`]; slices of a part that is mapped may have been appended.
+    /// [`MemoryError::Unmapped`]; with a translation [`MemoryError::UnmappedArea`], [`MemoryError::Scattered`] and those
+    /// of [`Translation::translate`](crate::Translation::translate). Slices of a part that is mapped may have been appended.
     #[inline]
-    pub fn push(&mut self, addr: Gpa, len: u32) -> Result<(), MemoryError> {
-        let Some(start) = self.last.find(addr, len) else { return self.push_pieces(addr, len) };
+    pub fn push(&mut self, addr: BusAddr, len: u32, access: Access) -> Result<(), MemoryError> {
+        let Some(start) = self.last.find(Gpa(addr.0), len) else {
+            return self.push_pieces(addr, len, access);
+        };
         // SAFETY: the last region is one of the table's. The slice is valid for as long as the region is; `self.table`
         // keeps it, is only replaced together with the slices (`bind`), and slices leave with the list's lifetime only.
         self.slices.push(unsafe { GuestSlice::from_raw(start, len as usize) });
@@ -72,7 +79,29 @@ impl ScatterList {
     }
 
     #[cold]
-    fn push_pieces(&mut self, addr: Gpa, len: u32) -> Result<(), MemoryError> {
+    fn push_pieces(&mut self, addr: BusAddr, len: u32, access: Access) -> Result<(), MemoryError> {
+        let Self { table, slices, .. } = self;
+        let Some(translation) = table.translation() else { return self.push_regions(Gpa(addr.0), len) };
+        let (iova, len) = (Iova(addr.0), u64::from(len));
+        translation.translate(iova, len, access, &mut |va, piece_len| {
+            let unmapped = MemoryError::UnmappedArea { addr: va, len: piece_len };
+            let (mut at, mut left) = (va, piece_len);
+            while left > 0 {
+                if slices.len() >= MAX_TRANSLATED {
+                    return Err(MemoryError::Scattered { iova, len });
+                }
+                let region = table.region_at_va(at).ok_or(unmapped)?;
+                let slice = region.slice(at.0 - region.frontend_va().0, left);
+                left -= slice.len() as u64;
+                at = at.checked_add(slice.len() as u64).ok_or(unmapped)?;
+                // SAFETY: as in `push`.
+                slices.push(unsafe { GuestSlice::from_raw(slice.as_non_null(), slice.len()) });
+            }
+            Ok(())
+        })
+    }
+
+    fn push_regions(&mut self, addr: Gpa, len: u32) -> Result<(), MemoryError> {
         let unmapped = MemoryError::Unmapped { addr, len: len.into() };
         let (mut at, mut left) = (addr, u64::from(len));
         while left > 0 {

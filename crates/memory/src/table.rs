@@ -9,7 +9,7 @@ use core::ptr::NonNull;
 
 use thiserror::Error;
 
-use crate::{DirtyLog, FrontendVa, Gpa, GuestSlice, RingArea};
+use crate::{Access, DirtyLog, FrontendVa, Gpa, GuestSlice, Iova, RingArea, Translation};
 
 /// What keeps a region's memory mapped.
 pub trait Backing: Send + Sync {
@@ -28,7 +28,7 @@ pub enum MemoryError {
         /// Its length in bytes.
         len: u64,
     },
-    /// No single region holds the range that a ring's area needs.
+    /// No single region holds the range that a ring's area needs, or no region an address that a translation led to.
     #[error("{len} bytes at front-end address {addr} are in no memory region")]
     UnmappedArea {
         /// Start of the range.
@@ -58,6 +58,38 @@ pub enum MemoryError {
         /// Start of the region.
         addr: Gpa,
         /// The size given.
+        len: u64,
+    },
+    /// The translation does not know the address yet.
+    #[error("I/O virtual address {iova} has no translation for {access}")]
+    Miss {
+        /// The first address that is not known.
+        iova: Iova,
+        /// What it is wanted for.
+        access: Access,
+    },
+    /// The translation knows the address, but it may not be used like this.
+    #[error("I/O virtual address {iova} does not allow {access}")]
+    Denied {
+        /// The address.
+        iova: Iova,
+        /// What it was wanted for.
+        access: Access,
+    },
+    /// A range of I/O virtual addresses is empty where none may be, or leaves an address space.
+    #[error("{len} bytes at I/O virtual address {iova} are an impossible range")]
+    BadRange {
+        /// Start of the range.
+        iova: Iova,
+        /// Its length in bytes.
+        len: u64,
+    },
+    /// A buffer in more pieces than a list holds, or a ring's area in more than one.
+    #[error("{len} bytes at I/O virtual address {iova} are in too many pieces")]
+    Scattered {
+        /// Start of the range.
+        iova: Iova,
+        /// Its length in bytes.
         len: u64,
     },
 }
@@ -172,6 +204,7 @@ impl Window {
 pub struct MemoryTable {
     regions: Vec<Region>,
     log: Option<Arc<DirtyLog>>,
+    translation: Option<Arc<dyn Translation>>,
 }
 
 impl MemoryTable {
@@ -186,7 +219,7 @@ impl MemoryTable {
                 return Err(MemoryError::Overlap { addr: pair[1].gpa, len: pair[1].len });
             }
         }
-        Ok(Self { regions, log: None })
+        Ok(Self { regions, ..Self::default() })
     }
 
     /// The same table with this dirty log, or without one: what is written to its buffers is marked there.
@@ -198,6 +231,18 @@ impl MemoryTable {
     /// The dirty log, if writes are logged.
     pub fn log(&self) -> Option<&Arc<DirtyLog>> {
         self.log.as_ref()
+    }
+
+    /// The same table behind this IOMMU, or behind none: what descriptors hold, and where rings are said to be, are
+    /// I/O virtual addresses then.
+    #[must_use]
+    pub fn with_translation(&self, translation: Option<Arc<dyn Translation>>) -> Self {
+        Self { translation, ..self.clone() }
+    }
+
+    /// The translation of addresses, if there is one.
+    pub fn translation(&self) -> Option<&Arc<dyn Translation>> {
+        self.translation.as_ref()
     }
 
     /// The regions, in the order of their guest-physical addresses.
@@ -216,6 +261,11 @@ impl MemoryTable {
         self.regions.iter().find(|r| addr.0.wrapping_sub(r.gpa.0) < r.len)
     }
 
+    /// The region that holds `addr`.
+    pub(crate) fn region_at_va(&self, addr: FrontendVa) -> Option<&Region> {
+        self.regions.iter().find(|r| addr.0.wrapping_sub(r.frontend_va.0) < r.len)
+    }
+
     /// Where a slice of a region is in guest-physical memory.
     pub(crate) fn gpa_of(&self, slice: &GuestSlice<'_>) -> Option<Gpa> {
         self.regions.iter().find_map(|r| {
@@ -225,17 +275,33 @@ impl MemoryTable {
         })
     }
 
-    /// The area of a ring: `len` bytes at `addr`, all in one region.
+    /// The area of a ring that is read and written; see [`MemoryTable::area_for`].
+    pub fn area(&self, addr: FrontendVa, len: usize, align: u64) -> Result<RingArea, MemoryError> {
+        self.area_for(addr, len, align, Access::READ_WRITE)
+    }
+
+    /// The area of a ring: `len` bytes at `addr`, all in one region. With a translation the address is an I/O virtual
+    /// one; the area is in one piece to the front-end, and may be accessed like this.
     ///
     /// # Errors
-    /// [`MemoryError::UnmappedArea`], [`MemoryError::Misaligned`] (also where the mapping here is).
-    pub fn area(&self, addr: FrontendVa, len: usize, align: u64) -> Result<RingArea, MemoryError> {
+    /// [`MemoryError::UnmappedArea`], [`MemoryError::Misaligned`] (also where the mapping here is); with a translation
+    /// [`MemoryError::Scattered`] and those of [`Translation::translate`].
+    pub fn area_for(
+        &self,
+        addr: FrontendVa,
+        len: usize,
+        align: u64,
+        access: Access,
+    ) -> Result<RingArea, MemoryError> {
         if !addr.0.is_multiple_of(align) {
             return Err(MemoryError::Misaligned { addr, align });
         }
+        let addr = match &self.translation {
+            Some(translation) => contiguous(&**translation, Iova(addr.0), len as u64, access)?,
+            None => addr,
+        };
         let unmapped = MemoryError::UnmappedArea { addr, len: len as u64 };
-        let within = |r: &&Region| addr.0.wrapping_sub(r.frontend_va.0) < r.len;
-        let region = self.regions.iter().find(within).ok_or(unmapped)?;
+        let region = self.region_at_va(addr).ok_or(unmapped)?;
         let offset = addr.0 - region.frontend_va.0;
         let slice = region.slice(offset, len as u64);
         if slice.len() < len {
@@ -249,4 +315,24 @@ impl MemoryTable {
             RingArea::from_raw(slice.as_non_null(), len, Gpa(region.gpa.0 + offset), region.backing())
         })
     }
+}
+
+/// Where the `len` bytes at `iova` are, if they are in one piece.
+fn contiguous(
+    translation: &dyn Translation,
+    iova: Iova,
+    len: u64,
+    access: Access,
+) -> Result<FrontendVa, MemoryError> {
+    let scattered = MemoryError::Scattered { iova, len };
+    let mut found: Option<(FrontendVa, u64)> = None;
+    translation.translate(iova, len, access, &mut |va, piece_len| {
+        let (start, so_far) = *found.get_or_insert((va, 0));
+        if start.checked_add(so_far) != Some(va) {
+            return Err(scattered);
+        }
+        found = Some((start, so_far + piece_len));
+        Ok(())
+    })?;
+    found.map(|(start, _)| start).ok_or(scattered)
 }

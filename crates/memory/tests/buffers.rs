@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use common::{PAGE, list, read, region, table, write};
 use proptest::prelude::*;
-use ringway_memory::{FrontendVa, Gpa, GuestBuf, GuestSlice, MemoryError, MemoryTable, ScatterList, io};
+use ringway_memory::{
+    Access, BusAddr, FrontendVa, Gpa, GuestBuf, GuestSlice, MemoryError, MemoryTable, ScatterList, io,
+};
 
 /// Where the memory begins, and its length: two regions of a page each, which adjoin.
 const BASE: u64 = 0x10_0000;
@@ -181,12 +183,12 @@ fn ranges_outside_of_memory_are_refused() {
         (u64::MAX, u32::MAX),
     ] {
         let unmapped = MemoryError::Unmapped { addr: Gpa(addr), len: len.into() };
-        assert_eq!(list.push(Gpa(addr), len), Err(unmapped), "{addr:#x} {len}");
+        assert_eq!(list.push(BusAddr(addr), len, Access::READ), Err(unmapped), "{addr:#x} {len}");
     }
     // Nothing is nowhere: an empty range is fine wherever it is.
     list.clear();
     for addr in [0, BASE, BASE + PAGE, u64::MAX] {
-        assert_eq!(list.push(Gpa(addr), 0), Ok(()));
+        assert_eq!(list.push(BusAddr(addr), 0, Access::READ), Ok(()));
     }
     assert!(list.is_empty());
     assert!(list.buf(0..0).is_empty());
@@ -202,7 +204,7 @@ fn addresses_do_not_wrap() {
     list.bind(&table);
     for (addr, len) in [(u64::MAX - 1, 2), (u64::MAX, 1), (u64::MAX, 2), (u64::MAX - 1, 200), (top, u32::MAX)]
     {
-        assert!(list.push(Gpa(addr), len).is_err(), "{addr:#x} {len}");
+        assert!(list.push(BusAddr(addr), len, Access::READ).is_err(), "{addr:#x} {len}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! The three areas of a queue, resolved to where they are mapped.
 
-use ringway_memory::{FrontendVa, MemoryError, MemoryTable, RingArea};
+use ringway_memory::{Access, FrontendVa, MemoryError, MemoryTable, RingArea};
 use ringway_spec::{feature, packed, split};
 
 use crate::ConfigError;
@@ -15,30 +15,32 @@ pub struct Areas {
     pub device: RingArea,
 }
 
-/// Sizes and alignments of the areas: descriptor, driver, device.
-struct Layout([(usize, u64); 3]);
+/// Sizes and alignments of the areas, and what a device does with them: descriptor, driver, device.
+struct Layout([(usize, u64, Access); 3]);
 
 impl Layout {
     fn new(size: u16, features: u64) -> Self {
         if features & feature::RING_PACKED != 0 {
-            let event = (packed::EVENT_SIZE, packed::EVENT_ALIGN);
-            Self([(packed::desc_area_size(size), packed::DESC_ALIGN), event, event])
+            let event = |access| (packed::EVENT_SIZE, packed::EVENT_ALIGN, access);
+            let descriptors = (packed::desc_area_size(size), packed::DESC_ALIGN, Access::READ_WRITE);
+            Self([descriptors, event(Access::READ), event(Access::READ_WRITE)])
         } else {
             Self([
-                (split::desc_area_size(size), split::DESC_ALIGN),
-                (split::avail_area_size(size), split::AVAIL_ALIGN),
-                (split::used_area_size(size), split::USED_ALIGN),
+                (split::desc_area_size(size), split::DESC_ALIGN, Access::READ),
+                (split::avail_area_size(size), split::AVAIL_ALIGN, Access::READ),
+                (split::used_area_size(size), split::USED_ALIGN, Access::READ_WRITE),
             ])
         }
     }
 }
 
 impl Areas {
-    /// Resolves the areas of a queue of `size` descriptors by their addresses in the front-end's process; the
-    /// format is by the negotiated `features`.
+    /// Resolves the areas of a queue of `size` descriptors by their addresses in the front-end's process, or I/O virtual
+    /// ones if `memory` has a translation, see [`MemoryTable::area_for`]; the format is by the negotiated `features`.
     ///
     /// # Errors
-    /// [`MemoryError`] where an area is in no region or is misaligned (2.7, 2.8).
+    /// [`MemoryError`] where an area is in no region or is misaligned (2.7, 2.8); [`MemoryError::Miss`] if the front-end
+    /// is to be asked for a translation first.
     pub fn resolve(
         memory: &MemoryTable,
         size: u16,
@@ -48,11 +50,8 @@ impl Areas {
         device: FrontendVa,
     ) -> Result<Self, MemoryError> {
         let Layout([a, b, c]) = Layout::new(size, features);
-        Ok(Self {
-            descriptor: memory.area(descriptor, a.0, a.1)?,
-            driver: memory.area(driver, b.0, b.1)?,
-            device: memory.area(device, c.0, c.1)?,
-        })
+        let area = |at, (len, align, access)| memory.area_for(at, len, align, access);
+        Ok(Self { descriptor: area(descriptor, a)?, driver: area(driver, b)?, device: area(device, c)? })
     }
 
     /// Whether a queue can have this size and these areas.
@@ -65,7 +64,7 @@ impl Areas {
             return Err(ConfigError::BadSplitSize(size));
         }
         let areas = [&self.descriptor, &self.driver, &self.device];
-        for ((needed, align), area) in Layout::new(size, features).0.into_iter().zip(areas) {
+        for ((needed, align, _), area) in Layout::new(size, features).0.into_iter().zip(areas) {
             if !area.is_aligned(align) {
                 return Err(ConfigError::MisalignedArea { align });
             }

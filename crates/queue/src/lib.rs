@@ -25,7 +25,8 @@
 //!
 //! [`QueueError`] is final: the queue gives no further chain until it is started anew. An empty queue is not an
 //! error, it is a burst of no chains. Before sleeping a device calls [`DeviceQueue::arm`] and sleeps only if
-//! that says the queue is empty. A device without a need for bursts takes chains by [`DeviceQueue::next`].
+//! that says the queue is empty. A device without a need for bursts takes chains by [`DeviceQueue::next`]. Behind an
+//! IOMMU a device asks for what is [`missing`](DeviceQueue::missing) after it took chains, or none.
 //!
 //! # A driver
 //!

@@ -14,7 +14,7 @@ use common::split::Driver;
 use common::{BASE, Entry, FRONTEND, Guest, LEN, buffer};
 use foreign::memory;
 use proptest::prelude::*;
-use ringway_memory::{FrontendVa, Gpa, GuestBuf, ScatterList};
+use ringway_memory::{Access, BusAddr, FrontendVa, Gpa, GuestBuf, ScatterList};
 use ringway_queue::{
     Burst, DeviceQueue, DriverConfig, DriverQueue, IndirectTables, QueueError, ResumeState, Segment, Used,
 };
@@ -62,7 +62,7 @@ impl Parts {
     fn new(guest: &Guest) -> Self {
         let mut list = ScatterList::with_capacity(1);
         list.bind(&guest.memory);
-        list.push(Gpa(BASE), 1).expect("in memory");
+        list.push(BusAddr(BASE), 1, Access::READ).expect("in memory");
         Self { base: list.slices(0..1)[0].as_ptr() as usize }
     }
 

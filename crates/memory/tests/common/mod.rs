@@ -6,7 +6,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use ringway_memory::{FrontendVa, Gpa, MapError, Mapping, MemoryTable, Region, ScatterList};
+use ringway_memory::{Access, BusAddr, FrontendVa, Gpa, MapError, Mapping, MemoryTable, Region, ScatterList};
 
 pub const PAGE: u64 = 4096;
 
@@ -39,7 +39,7 @@ pub fn list(table: &Arc<MemoryTable>, ranges: &[(u64, u32)]) -> ScatterList {
     let mut list = ScatterList::with_capacity(ranges.len());
     list.bind(table);
     for (addr, len) in ranges {
-        list.push(Gpa(*addr), *len).expect("in memory");
+        list.push(BusAddr(*addr), *len, Access::READ).expect("in memory");
     }
     list
 }

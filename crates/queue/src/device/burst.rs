@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use ringway_memory::{DirtyLog, GuestBuf, MemoryTable, ScatterList};
+use ringway_memory::{Access, BusAddr, DirtyLog, GuestBuf, MemoryTable, ScatterList};
 use ringway_spec::split::DESC_SIZE;
 
 use super::log::{Places, mark_places, mark_slices, places};
@@ -112,6 +112,11 @@ impl Burst {
         self.list.bind(memory);
     }
 
+    /// Forgets what a chain left behind that was not finished.
+    pub(crate) fn drop_unfinished(&mut self) {
+        self.list.truncate(self.records.last().map_or(0, |last| last.end as usize));
+    }
+
     /// Forgets all chains.
     pub(crate) fn clear(&mut self) {
         self.list.clear();
@@ -126,7 +131,7 @@ impl Burst {
             return Err(QueueError::BadIndirectLen { head, len });
         }
         let at = self.list.len();
-        self.list.push(ringway_memory::Gpa(addr), len)?;
+        self.list.push(BusAddr(addr), len, Access::READ)?;
         self.table.resize(count as usize, Entry::default());
         self.list.buf(at..self.list.len()).read(self.table.as_flattened_mut());
         self.list.truncate(at);
@@ -171,7 +176,8 @@ impl ChainBuilder<'_> {
             }
             self.readable_len = self.readable_len.checked_add(len).ok_or(too_many)?;
         }
-        self.burst.list.push(ringway_memory::Gpa(addr), len)?;
+        let access = if is_writable { Access::WRITE } else { Access::READ };
+        self.burst.list.push(BusAddr(addr), len, access)?;
         Ok(())
     }
 

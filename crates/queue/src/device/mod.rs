@@ -1,6 +1,7 @@
 //! The device's half of a virtqueue, whatever its format.
 
 mod burst;
+mod iommu;
 mod log;
 mod packed;
 mod split;
@@ -9,11 +10,12 @@ pub use burst::{Burst, Chain, InFlight, Taken};
 
 use alloc::sync::Arc;
 
-use ringway_memory::{DirtyLog, Gpa, MemoryError, MemoryTable};
+use ringway_memory::{Access, DirtyLog, Gpa, Iova, MemoryError, MemoryTable};
 use thiserror::Error;
 
 use crate::{Areas, ResumeState};
 
+use iommu::Iommu;
 use log::AreaLog;
 
 /// All that a queue needs to start.
@@ -156,6 +158,8 @@ pub struct DeviceQueue {
     memory: Arc<MemoryTable>,
     /// That of `memory`.
     log: Option<Arc<DirtyLog>>,
+    /// If addresses are translated.
+    iommu: Option<Iommu>,
     /// Set by the first error; no chain is taken after.
     failed: Option<QueueError>,
     /// The error has been returned.
@@ -175,6 +179,7 @@ impl DeviceQueue {
         areas.check(size, features)?;
         resume.check(size, features)?;
         let log = memory.log().cloned();
+        let iommu = memory.translation().cloned().map(Iommu::new);
         let area_log = |at| Some(AreaLog::new(log.as_ref()?, at));
         let used_log = used_log.and_then(area_log);
         let (ring, in_flight) = match resume {
@@ -187,7 +192,7 @@ impl DeviceQueue {
                 (Ring::Packed(ring), avail.distance(used, size))
             }
         };
-        Ok(Self { ring, size, memory, log, failed: None, is_told: false, in_flight })
+        Ok(Self { ring, size, memory, log, iommu, failed: None, is_told: false, in_flight })
     }
 
     /// Takes all buffers in indirect tables of a packed ring for device-readable from now on, whatever their WRITE
@@ -212,6 +217,8 @@ impl DeviceQueue {
     /// Takes up to `max` chains and appends them to `burst`, which holds chains of this queue only. Returns how
     /// many, 0 if none is available. No more are in flight than the queue has descriptors.
     ///
+    /// A chain for which a translation is missing stays available; see [`DeviceQueue::missing`].
+    ///
     /// # Errors
     /// [`QueueError`] for a malformed chain, once the chains before it were taken; from then on, always.
     #[inline]
@@ -219,6 +226,12 @@ impl DeviceQueue {
         if let Some(error) = self.failed {
             self.is_told = true;
             return Err(error);
+        }
+        if let Some(iommu) = &mut self.iommu {
+            if iommu.is_waiting() {
+                return Ok(0);
+            }
+            iommu.begin();
         }
         let before = burst.len();
         burst.begin(&self.memory);
@@ -229,6 +242,13 @@ impl DeviceQueue {
         };
         let taken = burst.len() - before;
         if let Err(error) = result {
+            if let (Some(iommu), QueueError::Memory(MemoryError::Miss { iova, access })) =
+                (&mut self.iommu, error)
+            {
+                burst.drop_unfinished();
+                iommu.wait_for(iova, access);
+                return Ok(taken);
+            }
             self.failed = Some(error);
             self.is_told = taken == 0;
             if self.is_told {
@@ -236,6 +256,13 @@ impl DeviceQueue {
             }
         }
         Ok(taken)
+    }
+
+    /// What the front-end is to be asked for, if [`DeviceQueue::take`] stopped at an address that has no translation yet.
+    /// Told once; the queue has nothing to take until its [`Translation`](ringway_memory::Translation) was updated, and
+    /// who updates it wakes the device.
+    pub fn missing(&mut self) -> Option<(Iova, Access)> {
+        self.iommu.as_mut()?.missing()
     }
 
     /// The next chain, taken one at a time: for devices that need no bursts.
@@ -278,6 +305,9 @@ impl DeviceQueue {
             Ring::Packed(ring) => ring.rewind(slots),
         }
         burst.clear();
+        if let Some(iommu) = &mut self.iommu {
+            iommu.forget();
+        }
     }
 
     /// Makes all completed chains visible to the driver at once. Returns whether the driver asked to be called.
@@ -291,7 +321,7 @@ impl DeviceQueue {
     }
 
     /// Whether [`DeviceQueue::take`] has something to give: a chain, or an error not told yet. Looks at the ring,
-    /// changes nothing.
+    /// changes nothing. While the next chain waits for a translation there is nothing.
     #[inline]
     pub fn has_available(&self) -> bool {
         if self.failed.is_some() {
@@ -302,6 +332,7 @@ impl DeviceQueue {
                 Ring::Split(ring) => ring.has_available(),
                 Ring::Packed(ring) => ring.has_available(),
             }
+            && !self.iommu.as_ref().is_some_and(Iommu::is_waiting)
     }
 
     /// Asks the driver for a kick at the next chain it makes available. Returns whether one is available

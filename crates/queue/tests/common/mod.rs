@@ -8,7 +8,7 @@ pub mod split;
 
 use std::sync::Arc;
 
-use ringway_memory::{FrontendVa, Gpa, Mapping, MemoryTable, ScatterList};
+use ringway_memory::{Access, BusAddr, FrontendVa, Gpa, Mapping, MemoryTable, ScatterList};
 use ringway_queue::{Areas, Burst, DeviceQueue};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
@@ -82,7 +82,7 @@ impl Guest {
     fn list(&self, addr: u64, len: usize) -> ScatterList {
         let mut list = ScatterList::with_capacity(1);
         list.bind(&self.memory);
-        list.push(Gpa(addr), len as u32).expect("in memory");
+        list.push(BusAddr(addr), len as u32, Access::READ).expect("in memory");
         list
     }
 }

@@ -14,7 +14,9 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use ringway_memory::{FrontendVa, Gpa, GuestBuf, GuestSlice, Mapping, MemoryTable, RingArea, ScatterList};
+use ringway_memory::{
+    Access, BusAddr, FrontendVa, Gpa, GuestBuf, GuestSlice, Mapping, MemoryTable, RingArea, ScatterList,
+};
 use ringway_queue::Areas;
 use rustix::fs::MemfdFlags;
 
@@ -84,7 +86,7 @@ impl Memory {
         let list = |table, at: u64, len: usize| {
             let mut list = ScatterList::with_capacity(2);
             list.bind(table);
-            list.push(Gpa(at), len as u32).expect("all of it");
+            list.push(BusAddr(at), len as u32, Access::READ).expect("all of it");
             list
         };
         let (guest, file) = (list(&table, BASE, LEN), list(&whole, 0, FILE_LEN));

@@ -18,14 +18,23 @@ pub struct GuestDevice {
     device: Arc<Mutex<NetDevice>>,
     worker: Mailbox,
     mtu: Option<u16>,
+    /// The worker may be made to wait for memory that has not arrived.
+    postcopy: bool,
     /// Counts resets: what the worker tells of a ring set up before one is of no more interest.
     session: u64,
 }
 
 impl GuestDevice {
-    /// The device of the worker's port `port`, which the worker was given too.
-    pub fn new(port: usize, device: Arc<Mutex<NetDevice>>, mtu: Option<u16>, worker: Mailbox) -> Self {
-        Self { port, device, worker, mtu, session: 0 }
+    /// The device of the worker's port `port`, which the worker was given too. With `postcopy` its front-end may have
+    /// the worker wait for memory that has not arrived, and all ports with it.
+    pub fn new(
+        port: usize,
+        device: Arc<Mutex<NetDevice>>,
+        mtu: Option<u16>,
+        postcopy: bool,
+        worker: Mailbox,
+    ) -> Self {
+        Self { port, device, worker, mtu, postcopy, session: 0 }
     }
 
     /// The device has failed in a way that only a reset mends.
@@ -46,7 +55,8 @@ impl Device for GuestDevice {
 
     fn protocol_features(&self) -> u64 {
         let mtu = if self.mtu.is_some() { protocol_feature::MTU } else { 0 };
-        protocol_feature::CONFIG | protocol_feature::RARP | protocol_feature::DEVICE_STATE | mtu
+        let postcopy = if self.postcopy { protocol_feature::PAGEFAULT } else { 0 };
+        protocol_feature::CONFIG | protocol_feature::RARP | protocol_feature::DEVICE_STATE | mtu | postcopy
     }
 
     fn max_queues(&self) -> u16 {
@@ -118,6 +128,15 @@ impl Device for GuestDevice {
 
     fn kick_vring(&mut self, _index: u16) {
         self.worker.wake();
+    }
+
+    fn translations_changed(&mut self, lost: bool) {
+        if lost {
+            self.worker.send(Command::Retake { port: self.port });
+            self.worker.wait();
+        } else {
+            self.worker.wake();
+        }
     }
 
     fn set_call(&mut self, index: u16, call: Notifier) {

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
+use ringway_memory::{Access, Iova};
 use ringway_queue::QueueError;
 
 use crate::counters::{Counters, DropReason};
@@ -48,6 +49,17 @@ pub enum Event {
         port: usize,
         /// The session that the memory belongs to.
         session: u64,
+    },
+    /// A ring waits for a translation that the front-end is to be asked for.
+    TranslationMissing {
+        /// The port.
+        port: usize,
+        /// The session that the ring belongs to.
+        session: u64,
+        /// What is not known.
+        iova: Iova,
+        /// What for.
+        access: Access,
     },
     /// A tap cannot be read any more.
     TapFailed {
@@ -186,6 +198,19 @@ impl Fabric {
         let session = guest.session();
         self.report(Event::MemoryFault { port, session });
         false
+    }
+
+    /// Has the control thread ask for the translations that a guest's rings wait for, once for each.
+    pub(crate) fn ask_translations(&mut self, port: usize) {
+        let guest = self.guest(port);
+        if !guest.has_iommu() {
+            return;
+        }
+        guest.take_ahead();
+        let session = guest.session();
+        while let Some((iova, access)) = self.guest(port).missing() {
+            self.report(Event::TranslationMissing { port, session, iova, access });
+        }
     }
 
     /// Tells the control thread.

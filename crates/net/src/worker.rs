@@ -74,6 +74,7 @@ pub(crate) enum Command {
     SetErr { port: usize, index: u16, err: Notifier },
     Sync { reply: SyncSender<()> },
     Forget { port: usize },
+    Retake { port: usize },
     Announce { port: usize, mac: Mac },
     Quit,
 }
@@ -346,6 +347,10 @@ impl Loop {
                     let _ = reply.send(());
                 }
                 Command::Announce { port, mac } => self.announce(port, mac),
+                Command::Retake { port } => {
+                    self.burst = Burst::default();
+                    self.fabric.guest(port).retake();
+                }
                 Command::Forget { port } => self.fabric.switch.forget_port(port),
                 Command::Quit => return true,
             }
@@ -436,6 +441,7 @@ impl Loop {
         if matches!(self.fabric.forward, Forward::Generate(_)) {
             work += self.generator.send(&mut self.fabric, port);
         }
+        self.fabric.ask_translations(port);
         let guest = self.fabric.guest(port);
         match guest.serve_control(&mut self.burst) {
             Ok(count) => work + count,
@@ -553,6 +559,7 @@ impl Loop {
         };
         for guest in self.fabric.ports.iter_mut().filter_map(Port::guest) {
             guest.senders().for_each(&mut arm);
+            guest.lacking().for_each(&mut arm);
             if awaits_buffers {
                 guest.starved().for_each(&mut arm);
             }

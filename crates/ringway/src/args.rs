@@ -48,9 +48,13 @@ pub(crate) struct Switch {
     /// Options follow, each after a comma: mac=ADDRESS and mtu=BYTES are what the device tells its driver (a
     /// front-end such as QEMU may say otherwise), queues=N is the most queue pairs (8), client connects to the
     /// socket instead of listening there, and tries on until it succeeds.
+    ///
+    /// iommu offers `ACCESS_PLATFORM`, for a guest whose IOMMU is to decide which of its memory the device reaches.
+    /// postcopy lets a migrating guest run here before its memory has arrived: the whole switch waits for a page that
+    /// is missing, so a front-end that does not bring it stops every port.
     #[arg(
         long = "port",
-        value_name = "NAME=SOCKET[,mac=ADDRESS][,mtu=BYTES][,queues=N][,client]",
+        value_name = "NAME=SOCKET[,mac=ADDRESS][,mtu=BYTES][,queues=N][,client][,iommu][,postcopy]",
         required = true
     )]
     pub(crate) ports: Vec<PortArg>,
@@ -99,6 +103,14 @@ pub(crate) struct Net {
     #[arg(long, value_name = "N", default_value_t = DEFAULT_QUEUES, value_parser = queues)]
     pub(crate) queues: u16,
 
+    /// Offer `ACCESS_PLATFORM`: the guest's IOMMU decides which of its memory the device reaches
+    #[arg(long)]
+    pub(crate) iommu: bool,
+
+    /// Let a migrating guest run here before its memory has arrived, and wait for pages that are missing
+    #[arg(long)]
+    pub(crate) postcopy: bool,
+
     /// Print what this program can do as JSON, and exit, whatever else is said
     #[arg(long)]
     #[allow(dead_code, reason = "for the help; `main` looks for it before the other arguments are read")]
@@ -136,6 +148,8 @@ pub(crate) struct PortArg {
     pub(crate) mtu: Option<u16>,
     pub(crate) queues: u16,
     pub(crate) client: bool,
+    pub(crate) iommu: bool,
+    pub(crate) postcopy: bool,
 }
 
 impl FromStr for PortArg {
@@ -149,7 +163,16 @@ impl FromStr for PortArg {
             .filter(|(name, socket)| !name.is_empty() && !socket.is_empty())
             .ok_or("it begins with NAME=SOCKET")?;
         let (name, socket) = (name.to_owned(), socket.into());
-        let mut port = Self { name, socket, mac: None, mtu: None, queues: DEFAULT_QUEUES, client: false };
+        let mut port = Self {
+            name,
+            socket,
+            mac: None,
+            mtu: None,
+            queues: DEFAULT_QUEUES,
+            client: false,
+            iommu: false,
+            postcopy: false,
+        };
         for part in parts {
             match part.split_once('=') {
                 Some(("mac", value)) => port.mac = Some(value.parse()?),
@@ -159,7 +182,13 @@ impl FromStr for PortArg {
                 }
                 Some(("queues", value)) => port.queues = queues(value)?,
                 None if part == "client" => port.client = true,
-                _ => return Err(format!("{part:?} is none of mac=ADDRESS, mtu=BYTES, queues=N, client")),
+                None if part == "iommu" => port.iommu = true,
+                None if part == "postcopy" => port.postcopy = true,
+                _ => {
+                    return Err(format!(
+                        "{part:?} is none of mac=ADDRESS, mtu=BYTES, queues=N, client, iommu, postcopy"
+                    ));
+                }
             }
         }
         Ok(port)
@@ -226,6 +255,9 @@ mod tests {
         let port: PortArg = "b=s,client,mac=02:00:00:00:00:01,mtu=9000,queues=2".parse().unwrap();
         assert_eq!((port.client, port.mtu, port.queues), (true, Some(9000), 2));
         assert_eq!(port.mac, Some(Mac::new([2, 0, 0, 0, 0, 1])));
+        assert!(!port.iommu && !port.postcopy);
+        let port: PortArg = "b=s,postcopy,iommu".parse().unwrap();
+        assert!(port.iommu && port.postcopy && !port.client);
         for wrong in [
             "",
             "a",

@@ -112,6 +112,11 @@ fn obey(event: Event, endpoints: &mut [Endpoint<GuestDevice>], names: &[String])
                 endpoints[port].cut_off("the front-end took away memory that it had shared");
             }
         }
+        Event::TranslationMissing { port, session, iova, access } => {
+            if endpoints[port].device().session() == session {
+                endpoints[port].ask_translation(iova, access);
+            }
+        }
         Event::TapFailed { port, error } => error!("port {}: the interface is gone: {error}", names[port]),
     }
 }

@@ -25,6 +25,7 @@ struct Guest {
     name: String,
     source: Source,
     settings: Settings,
+    postcopy: bool,
 }
 
 /// `ringway switch`.
@@ -42,8 +43,14 @@ pub(crate) fn switch(args: &args::Switch) -> Result<()> {
             listen(&port.name, &port.socket)?
         };
         // The receivers of a frame are not known before it comes, and not all take frames to be segmented.
-        let settings = settings(port.mac, port.mtu, port.queues, false);
-        guests.push(Guest { name: port.name.clone(), source, settings });
+        let settings = Settings {
+            mac: port.mac.map(Mac::octets),
+            mtu: port.mtu,
+            max_pairs: port.queues,
+            segmentation: false,
+            iommu: port.iommu,
+        };
+        guests.push(Guest { name: port.name.clone(), source, settings, postcopy: port.postcopy });
     }
     run(guests, args.uplink.as_deref(), Forward::Switch, &args.worker, &signals)
 }
@@ -65,12 +72,15 @@ pub(crate) fn net(args: &args::Net) -> Result<()> {
     // The kernel segments what a tap is given, and a sink takes anything. What an echo returns must be what the
     // guest takes.
     let segmentation = matches!(forward, Forward::Wire | Forward::Sink);
-    let settings = settings(args.mac, args.mtu, args.queues, segmentation);
-    run(vec![Guest { name: "net".into(), source, settings }], tap, forward, &args.worker, &signals)
-}
-
-fn settings(mac: Option<Mac>, mtu: Option<u16>, max_pairs: u16, segmentation: bool) -> Settings {
-    Settings { mac: mac.map(Mac::octets), mtu, max_pairs, segmentation }
+    let settings = Settings {
+        mac: args.mac.map(Mac::octets),
+        mtu: args.mtu,
+        max_pairs: args.queues,
+        segmentation,
+        iommu: args.iommu,
+    };
+    let guest = Guest { name: "net".into(), source, settings, postcopy: args.postcopy };
+    run(vec![guest], tap, forward, &args.worker, &signals)
 }
 
 fn listen(name: &str, path: &Path) -> Result<Source> {
@@ -116,7 +126,7 @@ fn run(
         .zip(devices)
         .enumerate()
         .map(|(port, (guest, device))| {
-            let device = GuestDevice::new(port, device, guest.settings.mtu, worker.mailbox());
+            let device = GuestDevice::new(port, device, guest.settings.mtu, guest.postcopy, worker.mailbox());
             Endpoint::new(guest.name, guest.source, device)
         })
         .collect();

@@ -16,6 +16,7 @@
 pub(crate) mod channel;
 mod device;
 mod error;
+mod iotlb;
 mod memory;
 mod state;
 mod vrings;
@@ -23,7 +24,7 @@ mod vrings;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use ringway_memory::{DirtyLog, MemoryTable};
+use ringway_memory::{DirtyLog, Iotlb, MemoryTable};
 use rustix::event::PollFlags;
 use tracing::{debug, warn};
 use zerocopy::IntoBytes;
@@ -102,6 +103,8 @@ pub struct Session<D: Device> {
     channel: Option<Arc<Channel>>,
     /// Where to log what is written to the memory, while `F_LOG_ALL` is on.
     log: Option<Arc<DirtyLog>>,
+    /// What is known of the guest's IOMMU, with `ACCESS_PLATFORM`.
+    translations: Arc<Iotlb>,
     postcopy: Postcopy,
     /// The device's state on its way.
     transfer: Option<Transfer>,
@@ -123,6 +126,7 @@ impl<D: Device> Session<D> {
             protocol_features: 0,
             channel: None,
             log: None,
+            translations: Arc::default(),
             postcopy: Postcopy::default(),
             transfer: None,
             owed: None,
@@ -281,6 +285,7 @@ impl<D: Device> Session<D> {
             Request::SetVringErr { index, fd } => self.set_vring_err(index, fd)?,
             Request::SetVringEnable { index, enable } => self.set_vring_enable(index, enable)?,
             Request::VringKick { index } => self.vring_kick(index)?,
+            Request::Iotlb(message) => return self.iotlb(message),
             Request::SetVringEndian { .. } => return Err(RequestError::CrossEndian),
 
             Request::SendRarp(address) => {
@@ -321,10 +326,9 @@ impl<D: Device> Session<D> {
                 return Ok(self.check_device_state());
             }
             // No device here has memory that it shares with the guest.
-            Request::GetShmemConfig
-            | Request::Iotlb(_)
-            | Request::GetInflightFd(_)
-            | Request::SetInflightFd(..) => return Err(RequestError::NotNegotiated),
+            Request::GetShmemConfig | Request::GetInflightFd(_) | Request::SetInflightFd(..) => {
+                return Err(RequestError::NotNegotiated);
+            }
         }
         Ok(Answer::Done)
     }
@@ -348,7 +352,7 @@ impl<D: Device> Session<D> {
             self.device.ack_features(features & !TRANSPORT_FEATURES).map_err(RequestError::Features)?;
         }
         self.features = Some(features);
-        self.update_log();
+        self.update_memory();
         self.enable_all_unless(features & F_PROTOCOL_FEATURES != 0);
         self.start_ready()
     }
@@ -398,7 +402,8 @@ impl<D: Device> Session<D> {
             vring.base = Base::Start;
         }
         self.features = None;
-        self.update_log();
+        self.translations = Arc::default();
+        self.update_memory();
         self.device.reset();
     }
 

@@ -17,6 +17,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use ringway_memory::{Access, Iova};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -207,6 +208,13 @@ impl<D: Device> Endpoint<D> {
     pub fn config_changed(&self) {
         if let State::Attached(session, _) = &self.state {
             session.config_changed();
+        }
+    }
+
+    /// Asks the front-end for a translation that a vring waits for.
+    pub fn ask_translation(&self, iova: Iova, access: Access) {
+        if let State::Attached(session, _) = &self.state {
+            session.ask_translation(iova, access);
         }
     }
 

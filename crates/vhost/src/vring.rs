@@ -13,7 +13,7 @@ use std::fmt;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use ringway_memory::{MemoryError, MemoryTable};
+use ringway_memory::{MemoryError, MemoryTable, RingArea};
 use ringway_queue::{Areas, DeviceQueue, QueueConfig};
 use rustix::event::epoll;
 use rustix::fs::{FileType, OFlags};
@@ -155,12 +155,21 @@ pub(crate) struct Vring {
     pub(crate) err: Option<Notifier>,
     pub(crate) enabled: bool,
     pub(crate) is_running: bool,
+    /// Lengths of the areas of the ring that ran last: descriptor, driver, device.
+    lens: [usize; 3],
 }
 
 impl Vring {
     /// Whether the front-end has given all that the ring itself needs.
     pub(crate) fn is_complete(&self) -> bool {
         self.num.is_some() && self.addresses.is_some() && self.kick.is_some()
+    }
+
+    /// Where the areas of a running ring begin and end.
+    pub(crate) fn areas(&self) -> impl Iterator<Item = (u64, u64)> {
+        let at = self.addresses.filter(|_| self.is_running);
+        let starts = at.map(|at| [at.descriptor, at.driver, at.device]).into_iter().flatten();
+        starts.zip(self.lens).map(|(start, len)| (start.0, start.0.saturating_add(len as u64)))
     }
 
     /// Where the ring's areas are; the ring is complete.
@@ -180,6 +189,7 @@ impl Vring {
             unreachable!("a complete ring")
         };
         let areas = self.resolve(features, memory)?;
+        let lens = [&areas.descriptor, &areas.driver, &areas.device].map(RingArea::len);
         let resume = self.base.resume(features, &areas, size)?;
         let memory = Arc::clone(memory);
         let used_log = at.log;
@@ -187,6 +197,7 @@ impl Vring {
         let or = |own: &Option<Notifier>, other| own.as_ref().map_or(Ok(other), Notifier::try_clone);
         let (kick, call, err) = (kick.try_clone()?, or(&self.call, call)?, or(&self.err, err)?);
         self.is_running = true;
+        self.lens = lens;
         Ok(Running { queue, kick, call, err, enabled: self.enabled })
     }
 }

@@ -36,6 +36,8 @@ pub struct Settings {
     pub max_pairs: u16,
     /// Whether the device takes frames to be segmented, and gives such frames to the driver.
     pub segmentation: bool,
+    /// Whether the device offers to be behind an IOMMU.
+    pub iommu: bool,
 }
 
 /// Why a device cannot be as its settings say.
@@ -216,6 +218,9 @@ fn offered(settings: &Settings) -> u64 {
     features |= F_CSUM | F_GUEST_CSUM | F_MRG_RXBUF | F_STATUS;
     if settings.segmentation {
         features |= F_HOST_TSO4 | F_HOST_TSO6 | F_HOST_ECN | F_GUEST_TSO4 | F_GUEST_TSO6 | F_GUEST_ECN;
+    }
+    if settings.iommu {
+        features |= feature::ACCESS_PLATFORM;
     }
     if settings.mac.is_some() {
         features |= F_MAC;

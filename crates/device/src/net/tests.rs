@@ -4,7 +4,7 @@ use ringway_spec::net::{
 
 use super::*;
 
-const SETTINGS: Settings = Settings { mac: None, mtu: None, max_pairs: 8, segmentation: true };
+const SETTINGS: Settings = Settings { mac: None, mtu: None, max_pairs: 8, segmentation: true, iommu: false };
 
 fn device(acked: u64) -> NetDevice {
     let mut device = NetDevice::new(Settings { mtu: Some(1500), ..SETTINGS }).unwrap();

@@ -11,8 +11,9 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use ringway_device::net::{HeaderError, NetDevice, Offloads, Role, header_len};
-use ringway_memory::{GuestBuf, GuestSlice};
+use ringway_memory::{Access, GuestBuf, GuestSlice, Iova};
 use ringway_queue::{Burst, DeviceQueue, QueueError, ResumeState};
+use ringway_spec::feature;
 use ringway_spec::net::{CTRL_ERR, F_MRG_RXBUF, HDR_LEN, Header};
 use ringway_vhost::{Kick, Notifier, Running};
 use zerocopy::little_endian::U32;
@@ -40,6 +41,8 @@ pub(crate) struct GuestPort {
     offloads: Offloads,
     header_len: usize,
     can_merge: bool,
+    /// The guest's IOMMU has to be asked where buffers are, which takes a while.
+    has_iommu: bool,
     /// The number of the session that started the rings, and of the last one counted.
     session: u64,
     counted: Option<u64>,
@@ -133,6 +136,7 @@ impl GuestPort {
             offloads: Offloads::default(),
             header_len: 0,
             can_merge: false,
+            has_iommu: false,
             session: 0,
             counted: None,
         }
@@ -174,6 +178,7 @@ impl GuestPort {
         drop(device);
         self.header_len = header_len(acked);
         self.can_merge = acked & F_MRG_RXBUF != 0;
+        self.has_iommu = acked & feature::ACCESS_PLATFORM != 0;
         let mut vring = Vring::from(running);
         vring.queue.suppress();
         match role {
@@ -273,6 +278,40 @@ impl GuestPort {
         let tx = (1..).step_by(2).zip(&mut self.tx).filter_map(|(i, tx)| Some((i, tx.as_mut()?)));
         let control = self.control.as_mut().map(|(i, vring)| (*i, vring));
         rx.chain(tx).chain(control).filter(|(_, vring)| !vring.failed)
+    }
+
+    /// Takes receive chains before there are frames for them: it may take a while until it is known where they are. An
+    /// error is met again when there is a frame.
+    pub(crate) fn take_ahead(&mut self) {
+        for rx in self.rx.iter_mut().flatten().filter(|rx| !rx.vring.failed) {
+            if rx.lacks_chains() && rx.vring.queue.has_available() {
+                let _ = rx.vring.queue.take(&mut rx.ahead, RX_BURST);
+            }
+        }
+    }
+
+    /// Whether the guest's IOMMU has to be asked where buffers are.
+    pub(crate) fn has_iommu(&self) -> bool {
+        self.has_iommu
+    }
+
+    /// A translation that a ring waits for, and that nobody was asked for yet.
+    pub(crate) fn missing(&mut self) -> Option<(Iova, Access)> {
+        self.vrings().find_map(|(_, vring)| vring.queue.missing())
+    }
+
+    /// The receive rings whose chains are to be taken before there are frames for them, and are not there yet.
+    pub(crate) fn lacking(&mut self) -> impl Iterator<Item = &mut Vring> {
+        let has_iommu = self.has_iommu;
+        let is_lacking = move |rx: &&mut RxQueue| has_iommu && rx.lacks_chains() && !rx.vring.failed;
+        self.rx.iter_mut().flatten().filter(is_lacking).map(|rx| &mut rx.vring)
+    }
+
+    /// Gives back what was taken ahead, to be taken anew: where its buffers are may have changed.
+    pub(crate) fn retake(&mut self) {
+        for rx in self.rx.iter_mut().flatten() {
+            rx.vring.queue.rewind(&mut rx.ahead);
+        }
     }
 
     // Control commands
@@ -427,6 +466,11 @@ impl Refused {
 }
 
 impl RxQueue {
+    /// Whether fewer chains are taken ahead than a burst of frames may need.
+    fn lacks_chains(&self) -> bool {
+        self.ahead.len() < RX_BURST
+    }
+
     /// Finds room for `len` bytes in the chains that come next; returns how many these are. Takes more chains
     /// as needed, and uses none.
     #[inline]

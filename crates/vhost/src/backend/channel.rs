@@ -37,7 +37,7 @@ pub(crate) enum Note {
     /// The configuration space has changed.
     ConfigChange,
     /// A translation is wanted.
-    Miss { iova: u64, write: bool },
+    Miss { iova: u64, read: bool, write: bool },
 }
 
 impl Note {
@@ -46,9 +46,9 @@ impl Note {
             Self::Call(index) => ChannelRequest::VringCall { index: index.into() },
             Self::Err(index) => ChannelRequest::VringErr { index: index.into() },
             Self::ConfigChange => ChannelRequest::ConfigChange,
-            Self::Miss { iova, write } => {
+            Self::Miss { iova, read, write } => {
                 let (kind, frontend_va) = (IotlbKind::Miss, FrontendVa(0));
-                ChannelRequest::Iotlb(Iotlb { iova, len: 0, frontend_va, read: !write, write, kind })
+                ChannelRequest::Iotlb(Iotlb { iova, len: 0, frontend_va, read, write, kind })
             }
         }
     }

@@ -92,9 +92,9 @@ pub trait Device {
     /// The driver kicked a running vring, by a message.
     fn kick_vring(&mut self, _index: u16) {}
 
-    /// The IOMMU's translations have changed: the device uses none that it found before, once this returns, and looks
-    /// at the vrings again that had to wait for one.
-    fn translations_changed(&mut self) {}
+    /// The IOMMU's translations have changed: the device looks again at the vrings that had to wait for one. If some
+    /// were `lost` it uses none that it found before, once this returns.
+    fn translations_changed(&mut self, _lost: bool) {}
 
     /// Another call file descriptor for a running vring. It is signalled once: a call may have gone to the one
     /// before.

@@ -91,7 +91,7 @@ impl<D: Device> Session<D> {
     /// Rings that run go on in the new memory; their areas may have moved. Memory that a running ring is not in
     /// is refused, and the old one stays.
     fn replace_memory(&mut self, regions: Vec<Region>) -> Result<(), RequestError> {
-        let table = Arc::new(MemoryTable::new(regions)?.with_log(self.active_log()));
+        let table = Arc::new(self.dressed(&MemoryTable::new(regions)?));
         // Rings run by the features that were acked.
         let features = self.features.unwrap_or_default();
         for vring in self.vrings.iter().filter(|v| v.is_running) {
@@ -114,7 +114,7 @@ impl<D: Device> Session<D> {
         self.log = Some(Arc::new(DirtyLog::map(file, offset, len)?));
         if self.active_log().is_some() {
             self.pause_all();
-            self.update_log();
+            self.update_memory();
             self.start_ready()?;
         }
         // It is answered in any case (Communication).
@@ -127,9 +127,14 @@ impl<D: Device> Session<D> {
         self.log.clone().filter(|_| is_on)
     }
 
-    /// Has the memory logged, or not, as it is wanted now; rings that run have been stopped.
-    pub(super) fn update_log(&mut self) {
-        self.memory = Arc::new(self.memory.with_log(self.active_log()));
+    /// The table with the log and the IOMMU that are on now.
+    fn dressed(&self, table: &MemoryTable) -> MemoryTable {
+        table.with_log(self.active_log()).with_translation(self.active_translations())
+    }
+
+    /// Has the memory logged and translated as it is wanted now; rings that run have been stopped.
+    pub(super) fn update_memory(&mut self) {
+        self.memory = Arc::new(self.dressed(&self.memory));
     }
 
     // Postcopy

@@ -164,6 +164,9 @@ impl<D: Device> Session<D> {
                 continue;
             }
             if let Err(error) = self.start(index, features) {
+                if self.awaits_translation(&error) {
+                    continue;
+                }
                 self.vrings[usize::from(index)].kick = None;
                 result = result.and(Err(error));
             }

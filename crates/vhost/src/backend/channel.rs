@@ -140,8 +140,13 @@ impl State {
         }
     }
 
-    /// Sends what is wanted and not asked already, as long as there is room.
+    /// Sends what is left of a message, and what is wanted and not asked already, as long as there is room.
     fn proceed(&mut self) {
+        if let Wire::Socket(socket) = &mut self.wire
+            && socket.flush().is_err()
+        {
+            self.wire = Wire::Gone;
+        }
         let ready: Vec<Note> = self.wanted.iter().filter(|n| !self.asked.contains(n)).copied().collect();
         for note in ready {
             match self.send(note) {
@@ -149,15 +154,11 @@ impl State {
                     self.wanted.remove(&note);
                 }
                 Err(Errno::AGAIN) => return,
-                Err(_) => {
-                    // Nobody listens any more, and nobody will.
-                    self.wire = Wire::Gone;
-                    self.wanted.clear();
-                    return;
-                }
+                Err(_) => self.wire = Wire::Gone,
             }
         }
         if let Wire::Gone = self.wire {
+            // Nobody listens any more, and nobody will.
             self.wanted.clear();
         }
     }
@@ -167,7 +168,6 @@ impl State {
         let message = note.request().encode(needs_answer);
         match &mut self.wire {
             Wire::Socket(socket) => {
-                socket.flush().map_err(|_| Errno::PIPE)?;
                 if socket.has_unsent() {
                     return Err(Errno::AGAIN);
                 }

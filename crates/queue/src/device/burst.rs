@@ -176,7 +176,8 @@ impl ChainBuilder<'_> {
             }
             self.readable_len = self.readable_len.checked_add(len).ok_or(too_many)?;
         }
-        let access = if is_writable { Access::WRITE } else { Access::READ };
+        // Asked of what is kept in a register anyway.
+        let access = if self.writable == NONE { Access::READ } else { Access::WRITE };
         self.burst.list.push(BusAddr(addr), len, access)?;
         Ok(())
     }

@@ -7,9 +7,11 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use ringway_memory::MemoryError;
 use ringway_net::Event;
 use ringway_net::control::GuestDevice;
 use ringway_net::worker::Worker;
+use ringway_queue::QueueError;
 use ringway_vhost::endpoint::Endpoint;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -105,6 +107,9 @@ fn obey(event: Event, endpoints: &mut [Endpoint<GuestDevice>], names: &[String])
                 warn!("port {}: vring {index} is stopped until the driver resets it: {error}", names[port]);
                 endpoints[port].device().need_reset();
                 endpoints[port].config_changed();
+                if let QueueError::Memory(MemoryError::Denied { iova, access }) = error {
+                    endpoints[port].access_failed(iova, access);
+                }
             }
         }
         Event::MemoryFault { port, session } => {

@@ -218,6 +218,13 @@ impl<D: Device> Endpoint<D> {
         }
     }
 
+    /// Tells the front-end that the driver had the device do what its IOMMU does not allow.
+    pub fn access_failed(&self, iova: Iova, access: Access) {
+        if let State::Attached(session, _) = &self.state {
+            session.access_failed(iova, access);
+        }
+    }
+
     /// Ends the session, if there is one, for a reason of the data path.
     pub fn cut_off(&mut self, reason: &str) {
         if self.is_attached() {

@@ -192,7 +192,11 @@ impl Vring {
         let lens = [&areas.descriptor, &areas.driver, &areas.device].map(RingArea::len);
         let resume = self.base.resume(features, &areas, size)?;
         let memory = Arc::clone(memory);
-        let used_log = at.log;
+        // Behind an IOMMU the front-end names the used ring by an address that the log does not know.
+        let used_log = match memory.translation() {
+            Some(_) => at.log.map(|_| areas.device.gpa()),
+            None => at.log,
+        };
         let queue = DeviceQueue::start(QueueConfig { size, features, areas, memory, resume, used_log })?;
         let or = |own: &Option<Notifier>, other| own.as_ref().map_or(Ok(other), Notifier::try_clone);
         let (kick, call, err) = (kick.try_clone()?, or(&self.call, call)?, or(&self.err, err)?);

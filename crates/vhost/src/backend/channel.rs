@@ -38,6 +38,8 @@ pub(crate) enum Note {
     ConfigChange,
     /// A translation is wanted.
     Miss { iova: u64, read: bool, write: bool },
+    /// The driver had the device do what its translation does not allow.
+    AccessFail { iova: u64, read: bool, write: bool },
 }
 
 impl Note {
@@ -46,10 +48,8 @@ impl Note {
             Self::Call(index) => ChannelRequest::VringCall { index: index.into() },
             Self::Err(index) => ChannelRequest::VringErr { index: index.into() },
             Self::ConfigChange => ChannelRequest::ConfigChange,
-            Self::Miss { iova, read, write } => {
-                let (kind, frontend_va) = (IotlbKind::Miss, FrontendVa(0));
-                ChannelRequest::Iotlb(Iotlb { iova, len: 0, frontend_va, read, write, kind })
-            }
+            Self::Miss { iova, read, write } => iotlb(IotlbKind::Miss, iova, read, write),
+            Self::AccessFail { iova, read, write } => iotlb(IotlbKind::AccessFail, iova, read, write),
         }
     }
 
@@ -57,6 +57,10 @@ impl Note {
     fn is_signal(self) -> bool {
         matches!(self, Self::Call(_) | Self::Err(_))
     }
+}
+
+fn iotlb(kind: IotlbKind, iova: u64, read: bool, write: bool) -> ChannelRequest {
+    ChannelRequest::Iotlb(Iotlb { iova, len: 0, frontend_va: FrontendVa(0), read, write, kind })
 }
 
 /// See the module. Whoever serves the vrings and the session share it.

@@ -70,6 +70,13 @@ impl<D: Device> Session<D> {
         }
     }
 
+    /// The driver had the device do what the translation does not allow: the front-end is told.
+    pub fn access_failed(&self, iova: Iova, access: Access) {
+        if let Some(channel) = &self.channel {
+            channel.say(Note::AccessFail { iova: iova.0, read: access.read, write: access.write });
+        }
+    }
+
     /// Whether a ring does not start only because a translation is missing; then it is asked for.
     pub(super) fn awaits_translation(&self, error: &RequestError) -> bool {
         let RequestError::Memory(MemoryError::Miss { iova, access }) = *error else { return false };

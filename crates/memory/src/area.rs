@@ -4,6 +4,7 @@
 //! of range is a bug of ours and panics. All words are little-endian in memory.
 
 use alloc::sync::Arc;
+use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
@@ -14,7 +15,7 @@ pub struct RingArea {
     base: NonNull<u8>,
     len: usize,
     gpa: Gpa,
-    _backing: Arc<dyn Backing>,
+    backing: Arc<dyn Backing>,
 }
 
 // SAFETY: access is by atomics only, to memory that the backing keeps mapped.
@@ -83,10 +84,28 @@ impl RingArea {
         gpa: Gpa,
         backing: Arc<dyn Backing>,
     ) -> Self {
-        Self { base, len, gpa, _backing: backing }
+        Self { base, len, gpa, backing }
     }
 
-    /// Where it begins in guest-physical memory.
+    /// A part of the area, by its offsets in bytes.
+    ///
+    /// # Panics
+    /// If the range is not inside the area.
+    #[must_use]
+    pub fn part(&self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.len, "a part of ours is in the area");
+        // SAFETY: in range, so the pointer stays inside the area.
+        let base = unsafe { self.base.add(range.start) };
+        let gpa = Gpa(self.gpa.0 + range.start as u64);
+        Self { base, len: range.len(), gpa, backing: Arc::clone(&self.backing) }
+    }
+
+    /// Whether its memory is still the peer's; see [`Backing::is_intact`].
+    pub fn is_intact(&self) -> bool {
+        self.backing.is_intact()
+    }
+
+    /// Where it begins in guest-physical memory, if it is in a region.
     pub fn gpa(&self) -> Gpa {
         self.gpa
     }

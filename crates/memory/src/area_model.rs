@@ -10,6 +10,7 @@
 //! all orders. It is relaxed, and orders nothing in the model.
 
 use alloc::sync::Arc;
+use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicUsize;
 
@@ -24,6 +25,8 @@ const SMALLEST: usize = 2;
 #[derive(Clone)]
 pub struct RingArea {
     words: Arc<[Word]>,
+    /// Which of the words are in the area.
+    range: Range<usize>,
 }
 
 /// The word that begins at an offset.
@@ -79,7 +82,20 @@ macro_rules! pairs {
 impl RingArea {
     /// An area of `len` bytes, a multiple of 2, all 0. Only inside of a model.
     pub fn model(len: usize) -> Self {
-        Self { words: (0..len / SMALLEST).map(|_| Word::default()).collect() }
+        Self { words: (0..len / SMALLEST).map(|_| Word::default()).collect(), range: 0..len / SMALLEST }
+    }
+
+    /// A part of the area, by its offsets in bytes, multiples of 2.
+    #[must_use]
+    pub fn part(&self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.len(), "a part of ours is in the area");
+        let at = |offset: usize| self.range.start + offset / SMALLEST;
+        Self { words: Arc::clone(&self.words), range: at(range.start)..at(range.end) }
+    }
+
+    /// Nobody takes a model's memory away.
+    pub fn is_intact(&self) -> bool {
+        true
     }
 
     /// Stands where that of mapped memory does.
@@ -106,7 +122,7 @@ impl RingArea {
     /// Length in bytes.
     #[allow(clippy::len_without_is_empty, reason = "an area is never empty")]
     pub fn len(&self) -> usize {
-        self.words.len() * SMALLEST
+        self.range.len() * SMALLEST
     }
 
     words!(u16, load_u16, load_u16_acquire, store_u16, store_u16_release);
@@ -124,7 +140,7 @@ impl RingArea {
     /// Takes a turn at the word of `size` bytes at `offset`.
     fn word(&self, offset: usize, size: usize) -> &AtomicU64 {
         assert!(offset.is_multiple_of(size), "a ring offset of ours is aligned");
-        let covered = &self.words[offset / SMALLEST..][..size / SMALLEST];
+        let covered = &self.words[self.range.clone()][offset / SMALLEST..][..size / SMALLEST];
         let word = offset * 16 + size;
         for Word { reached_by, .. } in covered {
             let before = reached_by.swap(word, Ordering::Relaxed);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::{Backing, FrontendVa, Gpa, MemoryError, Region, sigbus};
+use crate::{Backing, FrontendVa, Gpa, MemoryError, Region, RingArea, sigbus};
 
 /// Why a range of a file cannot be mapped.
 #[derive(Debug, Error)]
@@ -70,6 +70,16 @@ impl Mapping {
         // SAFETY: the mapping holds `len` bytes from `base` on; only this crate reaches it, and never by a reference;
         // the `Arc` keeps it mapped.
         Ok(unsafe { Region::new(gpa, frontend_va, base, len, Arc::new(mapping)) }?)
+    }
+
+    /// Maps `len` bytes of `file` from `offset` on, shared and writable, as an area that is in no region.
+    pub fn area(file: OwnedFd, offset: u64, len: usize) -> Result<RingArea, MapError> {
+        if len == 0 {
+            return Err(MapError::BadRange { offset, len: 0 });
+        }
+        let (mapping, base) = Self::map(file, offset, len as u64)?;
+        // SAFETY: as for a region.
+        Ok(unsafe { RingArea::from_raw(base, len, Gpa::default(), Arc::new(mapping)) })
     }
 
     /// Maps `len` bytes of `file` from `offset` on, shared and writable; returns also where they begin.

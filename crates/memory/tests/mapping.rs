@@ -4,7 +4,7 @@ mod common;
 
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt as _, MetadataExt};
 
 use common::{PAGE, fd, file, list, map, read, region, table, write};
 use ringway_memory::{FrontendVa, Gpa, MapError, Mapping, MemoryError};
@@ -149,6 +149,37 @@ fn a_shortened_file_may_be_written_first() {
 }
 
 /// The kernel, given such memory, says so; nothing dies of it either.
+/// An area and its parts are windows on the file, each as long as it was asked for.
+#[test]
+fn an_area_may_be_in_no_region() {
+    let file = file(2 * PAGE);
+    let area = Mapping::area(fd(&file), 64, 512).expect("an area");
+    let parts = [area.part(0..64), area.part(64..512)];
+    assert_eq!((area.len(), parts[0].len(), parts[1].len()), (512, 64, 448));
+    parts[0].store_u64(56, 7);
+    parts[1].store_u16(0, 0x0201);
+    drop((area, parts));
+    let mut bytes = [0; 10];
+    file.read_exact_at(&mut bytes, 64 + 56).expect("the file's bytes");
+    assert_eq!(bytes, [7, 0, 0, 0, 0, 0, 0, 0, 1, 2]);
+    assert_eq!(mappings_of(&file), 0, "the parts keep it mapped, and nothing else");
+
+    for (offset, len) in [(0, 2 * PAGE as usize + 1), (2 * PAGE, 1), (0, 0), (u64::MAX, 1)] {
+        assert!(Mapping::area(fd(&file), offset, len).is_err(), "{offset} {len}");
+    }
+}
+
+#[test]
+fn a_shortened_file_is_seen_in_every_part_of_an_area() {
+    let file = file(2 * PAGE);
+    let area = Mapping::area(fd(&file), 0, 2 * PAGE as usize).expect("an area");
+    let part = area.part(PAGE as usize..PAGE as usize + 64);
+    assert!(area.is_intact() && part.is_intact());
+    file.set_len(PAGE).expect("a shorter file");
+    part.store_u64(0, 1);
+    assert!(!area.is_intact() && !part.is_intact());
+}
+
 #[test]
 fn the_kernel_meets_a_shortened_file() {
     let file = file(PAGE);

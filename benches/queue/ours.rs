@@ -57,6 +57,7 @@ impl Device {
             memory: Arc::clone(&memory.table),
             used_log: None,
             resume: ResumeState::start(features),
+            inflight: None,
         });
         Self { queue: queue.expect("a queue"), burst: Burst::default() }
     }

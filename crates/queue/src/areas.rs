@@ -1,9 +1,10 @@
 //! The three areas of a queue, resolved to where they are mapped.
 
-use ringway_memory::{Access, FrontendVa, MemoryError, MemoryTable, RingArea};
+use ringway_memory::{Access, FrontendVa, MemoryError, MemoryTable};
 use ringway_spec::{feature, packed, split};
 
 use crate::ConfigError;
+use crate::area::{self, RingArea};
 
 /// The three areas of a queue. Both formats name them alike; what is in them differs.
 pub struct Areas {
@@ -50,7 +51,7 @@ impl Areas {
         device: FrontendVa,
     ) -> Result<Self, MemoryError> {
         let Layout([a, b, c]) = Layout::new(size, features);
-        let area = |at, (len, align, access)| memory.area_for(at, len, align, access);
+        let area = |at, (len, align, access)| memory.area_for(at, len, align, access).map(area::resolved);
         Ok(Self { descriptor: area(descriptor, a)?, driver: area(driver, b)?, device: area(device, c)? })
     }
 

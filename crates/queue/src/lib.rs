@@ -66,6 +66,7 @@
 //!     memory: memory_of_the_guest,
 //!     used_log: None,
 //!     resume: start,
+//!     inflight: None,
 //! };
 //! let mut device = DeviceQueue::start(config)?;
 //! let mut burst = Burst::default();
@@ -100,6 +101,7 @@
 
 extern crate alloc;
 
+mod area;
 mod areas;
 mod cursor;
 mod device;
@@ -112,6 +114,7 @@ mod wish;
 
 pub use areas::Areas;
 pub use cursor::Cursor;
+pub use device::inflight;
 pub use device::{Burst, Chain, ConfigError, DeviceQueue, InFlight, QueueConfig, QueueError, Taken};
 pub use driver::{AddError, DriverConfig, DriverError, DriverQueue, IndirectTables, NotAdded, Segment, Used};
 pub use notification::NotificationData;

@@ -1,8 +1,7 @@
 //! When a side of a packed ring wants to be notified: the event suppression structure that it writes (2.8.10).
 
-use ringway_memory::RingArea;
-
 use crate::Cursor;
+use crate::area::RingArea;
 use crate::event::Suppression;
 
 /// A side's own event suppression. It is written only when it changes: the peer reads it at every publication.

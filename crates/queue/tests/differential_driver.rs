@@ -387,6 +387,7 @@ fn device(guest: &Guest, size: u16, features: u64, at: [PhysAddr; 3]) -> DeviceQ
         memory: Arc::clone(&guest.memory),
         used_log: None,
         resume: ResumeState::start(features),
+        inflight: None,
     })
     .expect("a queue")
 }

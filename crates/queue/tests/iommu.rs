@@ -97,6 +97,7 @@ impl World {
             memory,
             used_log,
             resume,
+            inflight: None,
         })
         .expect("a queue")
     }

@@ -102,8 +102,15 @@ fn queue(features: u64, size: u16, memory: &Arc<MemoryTable>) -> (DriverQueue<u1
     let config = DriverConfig { size, features, areas, start, max_chain: size, tables: None };
     let driver_queue = DriverQueue::new(config).expect("a driver's half");
     let areas = Areas { descriptor, driver, device };
-    let config =
-        QueueConfig { size, features, areas, memory: Arc::clone(memory), used_log: None, resume: start };
+    let config = QueueConfig {
+        size,
+        features,
+        areas,
+        memory: Arc::clone(memory),
+        used_log: None,
+        resume: start,
+        inflight: None,
+    };
     (driver_queue, DeviceQueue::start(config).expect("a device's half"))
 }
 

@@ -503,6 +503,7 @@ fn areas_must_be_aligned() {
             memory: Arc::clone(&memory),
             used_log: None,
             resume: ResumeState::start(RING_PACKED),
+            inflight: None,
         };
         assert_eq!(DeviceQueue::start(config).err(), Some(ConfigError::MisalignedArea { align }));
     }

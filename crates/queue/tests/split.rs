@@ -616,7 +616,15 @@ fn configurations_are_checked() {
     let before = driver.guest.ring_bytes();
     let start = |size, areas, resume| {
         let memory = driver.guest.memory.clone();
-        let config = QueueConfig { size, features: RING_EVENT_IDX, areas, memory, used_log: None, resume };
+        let config = QueueConfig {
+            size,
+            features: RING_EVENT_IDX,
+            areas,
+            memory,
+            used_log: None,
+            resume,
+            inflight: None,
+        };
         DeviceQueue::start(config).map(|queue| queue.size())
     };
     for size in [0, 3, 5, 6, 32767, 32769, 65535] {

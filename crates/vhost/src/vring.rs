@@ -197,7 +197,9 @@ impl Vring {
             Some(_) => at.log.map(|_| areas.device.gpa()),
             None => at.log,
         };
-        let queue = DeviceQueue::start(QueueConfig { size, features, areas, memory, resume, used_log })?;
+        let inflight = None;
+        let config = QueueConfig { size, features, areas, memory, resume, used_log, inflight };
+        let queue = DeviceQueue::start(config)?;
         let or = |own: &Option<Notifier>, other| own.as_ref().map_or(Ok(other), Notifier::try_clone);
         let (kick, call, err) = (kick.try_clone()?, or(&self.call, call)?, or(&self.err, err)?);
         self.is_running = true;

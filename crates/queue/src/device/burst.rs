@@ -87,6 +87,16 @@ impl Burst {
         self.records[self.next..].iter().map(|r| r.ticket.slots()).sum()
     }
 
+    /// What completes the waiting chains, from the `first` on.
+    pub(crate) fn tickets(&self, first: usize) -> impl DoubleEndedIterator<Item = Ticket> + '_ {
+        self.records[self.next + first..].iter().map(|r| r.ticket)
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn tickets_mut(&mut self, first: usize) -> impl Iterator<Item = &mut Ticket> {
+        self.records[self.next + first..].iter_mut().map(|r| &mut r.ticket)
+    }
+
     /// Whether another chain may be taken.
     pub(crate) fn has_room(&self) -> bool {
         self.list.len() < MAX_SLICES
@@ -314,6 +324,11 @@ impl Ticket {
     #[inline]
     fn new(id: u16, slots: u16, writable_len: u32) -> Self {
         Self(u64::from(id) | u64::from(slots) << 16 | u64::from(writable_len) << 32)
+    }
+
+    /// The same chain by another ID.
+    pub(crate) fn with_id(self, id: u16) -> Self {
+        Self(self.0 & !0xffff | u64::from(id))
     }
 
     #[inline]

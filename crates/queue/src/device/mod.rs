@@ -1,6 +1,7 @@
 //! The device's half of a virtqueue, whatever its format.
 
 mod burst;
+pub mod inflight;
 mod iommu;
 mod log;
 mod packed;
@@ -8,13 +9,17 @@ mod split;
 
 pub use burst::{Burst, Chain, InFlight, Taken};
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 
 use ringway_memory::{Access, DirtyLog, Gpa, Iova, MemoryError, MemoryTable};
+use ringway_spec::split::IDX;
 use thiserror::Error;
 
+use crate::area::RingArea;
 use crate::{Areas, ResumeState};
 
+use inflight::InflightError;
 use iommu::Iommu;
 use log::AreaLog;
 
@@ -32,6 +37,9 @@ pub struct QueueConfig {
     pub used_log: Option<Gpa>,
     /// Where to go on.
     pub resume: ResumeState,
+    /// The queue's part of the front-end's memory for chains in flight; `None`: they are recorded nowhere. One that
+    /// was in use says where to go on, in place of `resume`.
+    pub inflight: Option<RingArea>,
 }
 
 /// Why a queue cannot start.
@@ -71,6 +79,9 @@ pub enum ConfigError {
         /// Where it was to go on.
         resume: ResumeState,
     },
+    /// The memory for chains in flight is not this queue's.
+    #[error(transparent)]
+    Inflight(#[from] InflightError),
 }
 
 /// What the driver did wrong. Each stops the queue.
@@ -172,23 +183,45 @@ pub struct DeviceQueue {
 impl DeviceQueue {
     /// Starts a queue. The used index of a split queue is found again in the ring.
     ///
+    /// Chains that a process before this one had taken and not given back are taken again first, if they were
+    /// recorded. What that process used, it may not have called the driver for.
+    ///
     /// # Errors
     /// [`ConfigError`]; nothing of the ring has been touched then.
     pub fn start(config: QueueConfig) -> Result<Self, ConfigError> {
-        let QueueConfig { size, features, areas, memory, used_log, resume } = config;
+        let QueueConfig { size, features, areas, memory, used_log, resume, inflight } = config;
         areas.check(size, features)?;
         resume.check(size, features)?;
+        if let Some(area) = &inflight {
+            inflight::check(area, size, features)?;
+        }
         let log = memory.log().cloned();
         let iommu = memory.translation().cloned().map(Iommu::new);
         let area_log = |at| Some(AreaLog::new(log.as_ref()?, at));
         let used_log = used_log.and_then(area_log);
         let (ring, in_flight) = match resume {
-            ResumeState::Split { next_avail } => {
-                (Ring::Split(split::DeviceRing::new(size, features, areas, used_log, next_avail)), 0)
+            ResumeState::Split { mut next_avail } => {
+                let (mut region, mut in_flight) = (None, 0);
+                if let Some(area) = inflight {
+                    let used_idx = areas.device.load_u16(IDX);
+                    let found = inflight::split::Region::open(area, size, used_idx, next_avail)?;
+                    in_flight = found.recovered();
+                    next_avail = used_idx.wrapping_add(in_flight);
+                    region = Some(Box::new(found));
+                }
+                let ring = split::DeviceRing::new(size, features, areas, used_log, next_avail, region);
+                (Ring::Split(ring), in_flight.into())
             }
-            ResumeState::Packed { avail, used } => {
+            ResumeState::Packed { mut avail, mut used } => {
+                let mut region = None;
+                if let Some(area) = inflight {
+                    let found = inflight::packed::Region::open(area, size, &areas.descriptor, avail, used)?;
+                    used = found.used();
+                    avail = used.advance(found.recovered(), size);
+                    region = Some(Box::new(found));
+                }
                 let logs = packed::Logs { ring: area_log(areas.descriptor.gpa()), wish: used_log };
-                let ring = packed::DeviceRing::new(size, features, areas, logs, avail, used);
+                let ring = packed::DeviceRing::new(size, features, areas, logs, avail, used, region);
                 (Ring::Packed(ring), avail.distance(used, size))
             }
         };
@@ -212,6 +245,10 @@ impl DeviceQueue {
     /// Whether the memory of the queue is still the peer's; see [`MemoryTable::is_intact`].
     pub fn is_memory_intact(&self) -> bool {
         self.memory.is_intact()
+            && match &self.ring {
+                Ring::Split(ring) => ring.is_region_intact(),
+                Ring::Packed(ring) => ring.is_region_intact(),
+            }
     }
 
     /// Takes up to `max` chains and appends them to `burst`, which holds chains of this queue only. Returns how
@@ -298,12 +335,11 @@ impl DeviceQueue {
     /// Gives back the chains that wait in `burst`, as if they had not been taken. They are the last taken of
     /// this queue.
     pub fn rewind(&mut self, burst: &mut Burst) {
-        let slots = burst.waiting_slots();
+        let slots = match &mut self.ring {
+            Ring::Split(ring) => ring.rewind(burst),
+            Ring::Packed(ring) => ring.rewind(burst),
+        };
         self.in_flight -= u32::from(slots);
-        match &mut self.ring {
-            Ring::Split(ring) => ring.rewind(slots),
-            Ring::Packed(ring) => ring.rewind(slots),
-        }
         burst.clear();
         if let Some(iommu) = &mut self.iommu {
             iommu.forget();
@@ -327,12 +363,12 @@ impl DeviceQueue {
         if self.failed.is_some() {
             return !self.is_told;
         }
-        self.in_flight < u32::from(self.size)
-            && match &self.ring {
-                Ring::Split(ring) => ring.has_available(),
-                Ring::Packed(ring) => ring.has_available(),
-            }
-            && !self.iommu.as_ref().is_some_and(Iommu::is_waiting)
+        let has_room = self.in_flight < u32::from(self.size);
+        let has_chain = match &self.ring {
+            Ring::Split(ring) => ring.has_resubmissions() || has_room && ring.has_available(),
+            Ring::Packed(ring) => ring.has_resubmissions() || has_room && ring.has_available(),
+        };
+        has_chain && !self.iommu.as_ref().is_some_and(Iommu::is_waiting)
     }
 
     /// Asks the driver for a kick at the next chain it makes available. Returns whether one is available
@@ -355,7 +391,7 @@ impl DeviceQueue {
     }
 
     /// Stops the queue; nothing of the ring is touched after. Chains in flight must have been completed or
-    /// given back: others are lost to the driver.
+    /// given back: others are lost to the driver, unless they are recorded and another queue starts with the region.
     #[must_use = "the state is what the queue resumes from"]
     pub fn stop(mut self) -> ResumeState {
         // Whether to call is of no more interest: the front-end looks at the ring itself.

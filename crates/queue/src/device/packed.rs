@@ -19,7 +19,8 @@
 //! Nothing is written to a slot whose chain was not taken, and a used descriptor is one 64-bit word: its address
 //! stays as the driver wrote it.
 
-use ringway_memory::RingArea;
+use alloc::boxed::Box;
+
 use ringway_spec::feature;
 use ringway_spec::packed::{
     DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, EVENT_SIZE, TAIL, tail, tail_flags, tail_id,
@@ -27,7 +28,9 @@ use ringway_spec::packed::{
 };
 
 use super::burst::{ChainBuilder, MAX_CHAIN};
+use super::inflight::packed::{Region, Resubmission};
 use super::log::AreaLog;
+use crate::area::RingArea;
 use crate::event::Suppression;
 use crate::sync::{Fence, full_fence};
 use crate::wish::Wish;
@@ -61,6 +64,8 @@ pub(crate) struct DeviceRing {
     /// Our event suppression.
     wish: Wish,
     logs: Logs,
+    /// Where chains in flight are recorded, if they are.
+    inflight: Option<Box<Region>>,
 }
 
 impl DeviceRing {
@@ -71,6 +76,7 @@ impl DeviceRing {
         logs: Logs,
         avail: Cursor,
         used: Cursor,
+        inflight: Option<Box<Region>>,
     ) -> Self {
         let Areas { descriptor: descriptors, driver: driver_event, device: device_event } = areas;
         let ring = Self {
@@ -86,6 +92,7 @@ impl DeviceRing {
             can_merge: false,
             wish: Wish::new(device_event),
             logs,
+            inflight,
         };
         ring.mark_wish(true);
         ring
@@ -122,10 +129,92 @@ impl DeviceRing {
         self.next_avail.is_available(tail_flags(self.descriptor(self.next_avail).1))
     }
 
+    /// Whether the region of chains in flight, if there is one, is still the peer's.
+    pub(crate) fn is_region_intact(&self) -> bool {
+        self.inflight.as_ref().is_none_or(|region| region.is_intact())
+    }
+
+    /// Whether chains wait that were in flight when the queue started.
+    pub(crate) fn has_resubmissions(&self) -> bool {
+        self.inflight.as_ref().is_some_and(|region| region.resubmission().is_some())
+    }
+
     /// Takes up to `max` chains, as long as no more slots are in flight than the ring has.
     // Not inlined: with the device's own loop around it, too little would be kept in registers.
     #[inline(never)]
     pub(crate) fn take(
+        &mut self,
+        burst: &mut Burst,
+        max: usize,
+        in_flight: &mut u32,
+    ) -> Result<(), QueueError> {
+        if self.inflight.is_some() {
+            return self.take_recorded(burst, max, in_flight);
+        }
+        self.take_available(burst, max, in_flight)
+    }
+
+    /// The same, recorded in the region; first those that are recorded there already.
+    #[cold]
+    fn take_recorded(
+        &mut self,
+        burst: &mut Burst,
+        max: usize,
+        in_flight: &mut u32,
+    ) -> Result<(), QueueError> {
+        let Some(mut region) = self.inflight.take() else { return Ok(()) };
+        let result = self.take_into(&mut region, burst, max, in_flight);
+        self.inflight = Some(region);
+        result
+    }
+
+    fn take_into(
+        &mut self,
+        region: &mut Region,
+        burst: &mut Burst,
+        max: usize,
+        in_flight: &mut u32,
+    ) -> Result<(), QueueError> {
+        let end = burst.len().saturating_add(max);
+        while let Some(chain) = region.resubmission() {
+            if burst.len() == end || !burst.has_room() {
+                return Ok(());
+            }
+            self.take_again(chain, region.descriptors(chain), burst)?;
+            region.resubmitted();
+        }
+        let (first, mut at) = (burst.len(), self.next_avail);
+        // A chain that waits to be published is recorded still.
+        let mut recorded = *in_flight + region.completed();
+        let result = self.take_available(burst, end - first, &mut recorded);
+        *in_flight = recorded - region.completed();
+        for ticket in burst.tickets_mut(first) {
+            let (id, slots) = (ticket.id(), ticket.slots());
+            // Nothing is decided by what is read here a second time: the region has it as the ring does.
+            let descriptors = (0..slots).map(|i| self.descriptor(at.advance(i, self.size())));
+            *ticket = ticket.with_id(region.taken(id, descriptors));
+            at = at.advance(slots, self.size());
+        }
+        result
+    }
+
+    /// Takes a chain whose descriptors are no longer in the ring.
+    fn take_again(
+        &self,
+        Resubmission { head, slots, .. }: Resubmission,
+        descriptors: &[(u64, u64)],
+        burst: &mut Burst,
+    ) -> Result<(), QueueError> {
+        let mut chain = burst.build(head);
+        for (addr, tail) in descriptors {
+            self.push(*addr, *tail, head, slots == 1, &mut chain)?;
+        }
+        chain.finish(head, slots);
+        Ok(())
+    }
+
+    #[inline]
+    fn take_available(
         &mut self,
         burst: &mut Burst,
         max: usize,
@@ -160,15 +249,7 @@ impl DeviceRing {
             }
             at = at.advance(1, self.size());
             slots += 1;
-            if flags & DESC_F_INDIRECT != 0 {
-                // A list is either in the ring or in a table (2.8.7). Its WRITE flag means nothing.
-                if !self.has(feature::RING_INDIRECT_DESC) || slots > 1 || flags & DESC_F_NEXT != 0 {
-                    return Err(QueueError::BadIndirect { head });
-                }
-                walk_table(addr, tail_len(tail), self.table_write_flag, &mut chain)?;
-            } else {
-                chain.push(addr, tail_len(tail), flags & DESC_F_WRITE != 0)?;
-            }
+            self.push(addr, tail, head, slots == 1, &mut chain)?;
             if flags & DESC_F_NEXT == 0 {
                 // The buffer ID stands in the chain's last descriptor (2.8.6).
                 chain.finish(tail_id(tail), slots as u16);
@@ -181,11 +262,37 @@ impl DeviceRing {
         }
     }
 
+    /// Appends the buffer, or the buffers, of a descriptor to a chain.
+    #[inline]
+    fn push(
+        &self,
+        addr: u64,
+        tail: u64,
+        head: u16,
+        is_first: bool,
+        chain: &mut ChainBuilder<'_>,
+    ) -> Result<(), QueueError> {
+        let flags = tail_flags(tail);
+        if flags & DESC_F_INDIRECT != 0 {
+            // A list is either in the ring or in a table (2.8.7). Its WRITE flag means nothing.
+            if !self.has(feature::RING_INDIRECT_DESC) || !is_first || flags & DESC_F_NEXT != 0 {
+                return Err(QueueError::BadIndirect { head });
+            }
+            return walk_table(addr, tail_len(tail), self.table_write_flag, chain);
+        }
+        chain.push(addr, tail_len(tail), flags & DESC_F_WRITE != 0)
+    }
+
     /// With `IN_ORDER` one used descriptor, where the first of a batch would be, tells of the whole batch by its last
     /// chain (2.8.8). What was written to the others is not told; so only chains without a device-writable part
     /// are merged. Drivers that poll for each buffer they are to get data in never meet a gap.
     #[inline]
     pub(crate) fn complete(&mut self, id: u16, slots: u16, written: u32, is_read_only: bool) {
+        // A recorded chain is known by its place in the region.
+        let id = match &mut self.inflight {
+            None => id,
+            Some(region) => region.complete(id, slots),
+        };
         let is_first = self.next_used == self.published;
         self.can_merge = self.has(feature::IN_ORDER) && is_read_only && (is_first || self.can_merge);
         let at = if self.can_merge { self.published } else { self.next_used };
@@ -204,8 +311,14 @@ impl DeviceRing {
         self.descriptors.store_u64(usize::from(at.index()) * DESC_SIZE + TAIL, tail);
     }
 
-    pub(crate) fn rewind(&mut self, slots: u16) {
+    /// Gives back the chains that wait in `burst`. Returns how many slots of the ring are to be taken anew.
+    pub(crate) fn rewind(&mut self, burst: &Burst) -> u16 {
+        let slots = match &mut self.inflight {
+            None => burst.waiting_slots(),
+            Some(region) => region.rewind(burst),
+        };
         self.next_avail = self.next_avail.retreat(slots, self.size());
+        slots
     }
 
     #[inline]
@@ -213,6 +326,27 @@ impl DeviceRing {
         if self.next_used == self.published {
             return false;
         }
+        if self.inflight.is_some() {
+            return self.publish_recorded();
+        }
+        self.publish_used()
+    }
+
+    /// The same, and the region follows.
+    #[cold]
+    fn publish_recorded(&mut self) -> bool {
+        if let Some(region) = &mut self.inflight {
+            region.begin_publish(self.next_used);
+        }
+        let wants_call = self.publish_used();
+        if let Some(region) = &mut self.inflight {
+            region.end_publish();
+        }
+        wants_call
+    }
+
+    #[inline]
+    fn publish_used(&mut self) -> bool {
         // (U) Pairs with the driver's acquire of this slot's flags: used descriptors after it, and buffers, written
         // before it, are visible.
         let at = usize::from(self.published.index()) * DESC_SIZE + TAIL;

@@ -14,7 +14,8 @@
 //! the used ring only, never a descriptor. Barriers are labelled: (A) publishes available chains, (U) used
 //! ones, (K) and (C) keep a notification from being lost between two sides that look and sleep.
 
-use ringway_memory::RingArea;
+use alloc::boxed::Box;
+
 use ringway_spec::feature;
 use ringway_spec::split::{
     self as layout, AVAIL_ENTRY, AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE,
@@ -22,7 +23,9 @@ use ringway_spec::split::{
 };
 
 use super::burst::{ChainBuilder, MAX_CHAIN};
+use super::inflight::split::Region;
 use super::log::AreaLog;
+use crate::area::RingArea;
 use crate::sync::{Fence, full_fence};
 use crate::{Areas, Burst, QueueError, ResumeState, event};
 
@@ -52,10 +55,19 @@ pub(crate) struct DeviceRing {
     can_merge: bool,
     /// Where the used ring is in the dirty log, if it is logged.
     log: Option<AreaLog>,
+    /// Where chains in flight are recorded, if they are.
+    inflight: Option<Box<Region>>,
 }
 
 impl DeviceRing {
-    pub(crate) fn new(size: u16, features: u64, areas: Areas, log: Option<AreaLog>, next_avail: u16) -> Self {
+    pub(crate) fn new(
+        size: u16,
+        features: u64,
+        areas: Areas,
+        log: Option<AreaLog>,
+        next_avail: u16,
+        inflight: Option<Box<Region>>,
+    ) -> Self {
         let Areas { descriptor: descriptors, driver: avail, device: used } = areas;
         // Ours alone, so the ring is where the truth is, also after a crash of ours or a reset of the guest.
         let next_used = used.load_u16(IDX);
@@ -73,6 +85,7 @@ impl DeviceRing {
             published: next_used.into(),
             can_merge: false,
             log,
+            inflight,
         };
         ring.mark_word(FLAGS);
         ring
@@ -119,10 +132,73 @@ impl DeviceRing {
         self.avail_seen != self.next_avail || self.avail.load_u16_acquire(IDX) != self.next_avail as u16
     }
 
+    /// Whether the region of chains in flight, if there is one, is still the peer's.
+    pub(crate) fn is_region_intact(&self) -> bool {
+        self.inflight.as_ref().is_none_or(|region| region.is_intact())
+    }
+
+    /// Whether chains wait that were in flight when the queue started.
+    pub(crate) fn has_resubmissions(&self) -> bool {
+        self.inflight.as_ref().is_some_and(|region| region.resubmission().is_some())
+    }
+
     /// Takes up to `max` chains, as long as no more are in flight than the ring has entries.
     // Not inlined: with the device's own loop around it, too little would be kept in registers.
     #[inline(never)]
     pub(crate) fn take(
+        &mut self,
+        burst: &mut Burst,
+        max: usize,
+        in_flight: &mut u32,
+    ) -> Result<(), QueueError> {
+        if self.inflight.is_some() {
+            return self.take_recorded(burst, max, in_flight);
+        }
+        self.take_available(burst, max, in_flight)
+    }
+
+    /// The same, recorded in the region; first those that are recorded there already.
+    #[cold]
+    fn take_recorded(
+        &mut self,
+        burst: &mut Burst,
+        max: usize,
+        in_flight: &mut u32,
+    ) -> Result<(), QueueError> {
+        let Some(mut region) = self.inflight.take() else { return Ok(()) };
+        let result = self.take_into(&mut region, burst, max, in_flight);
+        self.inflight = Some(region);
+        result
+    }
+
+    fn take_into(
+        &mut self,
+        region: &mut Region,
+        burst: &mut Burst,
+        max: usize,
+        in_flight: &mut u32,
+    ) -> Result<(), QueueError> {
+        let end = burst.len().saturating_add(max);
+        while let Some(head) = region.resubmission() {
+            if burst.len() == end || !burst.has_room() {
+                return Ok(());
+            }
+            self.walk(head, burst)?;
+            region.resubmitted();
+        }
+        let first = burst.len();
+        // A chain that waits to be published is recorded still.
+        let mut recorded = *in_flight + region.completed();
+        let result = self.take_available(burst, end - first, &mut recorded);
+        *in_flight = recorded - region.completed();
+        for ticket in burst.tickets(first) {
+            region.taken(ticket.id());
+        }
+        result
+    }
+
+    #[inline]
+    fn take_available(
         &mut self,
         burst: &mut Burst,
         max: usize,
@@ -221,10 +297,19 @@ impl DeviceRing {
         let at = self.entry(if self.can_merge { self.published } else { self.next_used }, USED_ENTRY);
         self.used.store_u32_pair(at, (head.into(), written));
         self.next_used = self.next_used.wrapping_add(1);
+        if let Some(region) = &mut self.inflight {
+            region.complete(head);
+        }
     }
 
-    pub(crate) fn rewind(&mut self, count: u16) {
+    /// Gives back the chains that wait in `burst`. Returns how many entries of the ring are to be taken anew.
+    pub(crate) fn rewind(&mut self, burst: &Burst) -> u16 {
+        let count = match &mut self.inflight {
+            None => burst.waiting_slots(),
+            Some(region) => region.rewind(burst),
+        };
         self.next_avail = self.next_avail.wrapping_sub(count.into());
+        count
     }
 
     #[inline]
@@ -232,6 +317,27 @@ impl DeviceRing {
         if self.next_used == self.published {
             return false;
         }
+        if self.inflight.is_some() {
+            return self.publish_recorded();
+        }
+        self.publish_used()
+    }
+
+    /// The same, and the region follows.
+    #[cold]
+    fn publish_recorded(&mut self) -> bool {
+        if let Some(region) = &mut self.inflight {
+            region.begin_publish();
+        }
+        let wants_call = self.publish_used();
+        if let Some(region) = &mut self.inflight {
+            region.end_publish(self.published as u16);
+        }
+        wants_call
+    }
+
+    #[inline]
+    fn publish_used(&mut self) -> bool {
         // (U) Pairs with the driver's acquire of `idx`: entries and buffers written before it are visible.
         self.used.store_u16_release(IDX, self.next_used as u16);
         // (C) Our store of `idx` before our load of `used_event`; the driver has the mirror image, its store of

@@ -21,11 +21,12 @@ mod split;
 
 use alloc::vec::Vec;
 
-use ringway_memory::{Gpa, RingArea, SharedBuf};
+use ringway_memory::{Gpa, SharedBuf};
 use ringway_spec::feature;
 use ringway_spec::split::{DESC_ALIGN, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE};
 use thiserror::Error;
 
+use crate::area::RingArea;
 use crate::{Areas, ConfigError, NotificationData, ResumeState};
 
 /// A contiguous part of a chain, where the device finds it.

@@ -16,13 +16,13 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use ringway_memory::RingArea;
 use ringway_spec::feature;
 use ringway_spec::packed::{
     ADDR, DESC_F_INDIRECT, DESC_F_WRITE, DESC_SIZE, TAIL, tail, tail_flags, tail_id, tail_len,
 };
 
 use super::{AddError, Batch, DriverError, IndirectTables, Lent, NewChain};
+use crate::area::RingArea;
 use crate::event::Suppression;
 use crate::sync::{Fence, full_fence};
 use crate::wish::Wish;

@@ -13,7 +13,6 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use ringway_memory::RingArea;
 use ringway_spec::feature;
 use ringway_spec::split::{
     self as layout, AVAIL_ENTRY, AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_SIZE, FLAGS, IDX, RING,
@@ -21,6 +20,7 @@ use ringway_spec::split::{
 };
 
 use super::{AddError, Batch, DriverError, IndirectTables, Lent, NewChain};
+use crate::area::RingArea;
 use crate::sync::{Fence, full_fence};
 use crate::{Areas, event};
 

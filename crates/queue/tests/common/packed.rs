@@ -90,6 +90,7 @@ impl Driver {
             memory: Arc::clone(&self.guest.memory),
             used_log: self.guest.used_log,
             resume,
+            inflight: None,
         })
         .expect("a queue")
     }

@@ -49,6 +49,7 @@ impl Driver {
             memory: Arc::clone(&self.guest.memory),
             used_log: self.guest.used_log,
             resume: ResumeState::Split { next_avail },
+            inflight: None,
         })
         .expect("a queue")
     }

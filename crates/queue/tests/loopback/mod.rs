@@ -122,6 +122,7 @@ impl Config {
             memory: Arc::clone(&guest.memory),
             used_log: None,
             resume,
+            inflight: None,
         })
         .expect("a queue")
     }

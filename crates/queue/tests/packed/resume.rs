@@ -105,8 +105,15 @@ fn the_lap_is_found_at_slot_0() {
 
 fn start(guest: &Guest, size: u16, areas: Areas, resume: ResumeState) -> Result<u16, ConfigError> {
     let memory = guest.memory.clone();
-    let config =
-        QueueConfig { size, features: RING_PACKED | RING_EVENT_IDX, areas, memory, used_log: None, resume };
+    let config = QueueConfig {
+        size,
+        features: RING_PACKED | RING_EVENT_IDX,
+        areas,
+        memory,
+        used_log: None,
+        resume,
+        inflight: None,
+    };
     DeviceQueue::start(config).map(|queue| queue.size())
 }
 

@@ -400,6 +400,7 @@ fn start_sized(
         memory: Arc::clone(&memory.table),
         used_log: None,
         resume,
+        inflight: None,
     })
 }
 

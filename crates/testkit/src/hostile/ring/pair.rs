@@ -273,6 +273,7 @@ fn start_device(shape: Shape, memory: &Memory, resume: ResumeState) -> DeviceQue
         memory: Arc::clone(&memory.table),
         used_log: None,
         resume,
+        inflight: None,
     };
     DeviceQueue::start(config).expect("a good configuration")
 }

@@ -37,6 +37,7 @@ use self::channel::{Channel, Note};
 use self::memory::Postcopy;
 use self::state::Transfer;
 use crate::base::Base;
+use crate::inflight::InflightFile;
 use crate::message::{
     CONFIG_MIGRATION, DEVICE_STATE_NO_FD, DeviceStateTransfer, F_LOG_ALL, F_PROTOCOL_FEATURES, Header,
     InflightDescription, MAX_CONFIG, MessageError, Outgoing, Request, StateDirection, name,
@@ -54,10 +55,12 @@ pub const SESSION_FEATURES: u64 = pf::MQ
     | pf::REPLY_ACK
     | pf::BACKEND_REQ
     | pf::BACKEND_SEND_FD
+    | pf::INFLIGHT_SHMFD
     | pf::INBAND_NOTIFICATIONS
     | pf::CONFIGURE_MEM_SLOTS
     | pf::RESET_DEVICE
-    | pf::STATUS;
+    | pf::STATUS
+    | pf::GET_VRING_BASE_INFLIGHT;
 
 /// Features of the transport, which the device knows nothing of.
 const TRANSPORT_FEATURES: u64 = F_PROTOCOL_FEATURES | F_LOG_ALL;
@@ -103,6 +106,8 @@ pub struct Session<D: Device> {
     channel: Option<Arc<Channel>>,
     /// Where to log what is written to the memory, while `F_LOG_ALL` is on.
     log: Option<Arc<DirtyLog>>,
+    /// Where to record what is in flight.
+    inflight: Option<InflightFile>,
     /// What is known of the guest's IOMMU, with `ACCESS_PLATFORM`.
     translations: Arc<Iotlb>,
     postcopy: Postcopy,
@@ -126,6 +131,7 @@ impl<D: Device> Session<D> {
             protocol_features: 0,
             channel: None,
             log: None,
+            inflight: None,
             translations: Arc::default(),
             postcopy: Postcopy::default(),
             transfer: None,
@@ -276,6 +282,9 @@ impl<D: Device> Session<D> {
             Request::PostcopyListen => self.postcopy_listen()?,
             Request::PostcopyEnd => return self.postcopy_end(),
 
+            Request::GetInflightFd(wanted) => return self.get_inflight_fd(wanted),
+            Request::SetInflightFd(description, fd) => self.set_inflight_fd(description, fd)?,
+
             Request::SetVringNum { index, num } => self.set_vring_num(index, num)?,
             Request::SetVringAddr { index, addresses } => self.set_vring_addr(index, addresses)?,
             Request::SetVringBase { index, base } => self.set_vring_base(index, base)?,
@@ -326,9 +335,7 @@ impl<D: Device> Session<D> {
                 return Ok(self.check_device_state());
             }
             // No device here has memory that it shares with the guest.
-            Request::GetShmemConfig | Request::GetInflightFd(_) | Request::SetInflightFd(..) => {
-                return Err(RequestError::NotNegotiated);
-            }
+            Request::GetShmemConfig => return Err(RequestError::NotNegotiated),
         }
         Ok(Answer::Done)
     }
@@ -402,6 +409,8 @@ impl<D: Device> Session<D> {
             vring.base = Base::Start;
         }
         self.features = None;
+        // Nothing is in flight any more. Who wants it recorded again gives another file.
+        self.inflight = None;
         self.translations = Arc::default();
         self.update_memory();
         self.device.reset();

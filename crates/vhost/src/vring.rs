@@ -183,6 +183,7 @@ impl Vring {
         &mut self,
         features: u64,
         memory: &Arc<MemoryTable>,
+        inflight: Option<RingArea>,
         [call, err]: [Notifier; 2],
     ) -> Result<Running, RequestError> {
         let (Some(size), Some(at), Some(kick)) = (self.num, self.addresses, &self.kick) else {
@@ -197,7 +198,6 @@ impl Vring {
             Some(_) => at.log.map(|_| areas.device.gpa()),
             None => at.log,
         };
-        let inflight = None;
         let config = QueueConfig { size, features, areas, memory, resume, used_log, inflight };
         let queue = DeviceQueue::start(config)?;
         let or = |own: &Option<Notifier>, other| own.as_ref().map_or(Ok(other), Notifier::try_clone);

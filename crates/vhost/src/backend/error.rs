@@ -7,6 +7,7 @@ use ringway_queue::ConfigError;
 use thiserror::Error;
 
 use super::MAX_REGIONS;
+use crate::inflight::InflightFileError;
 use crate::message::{MessageError, RegionDescription};
 
 /// Why a request is refused.
@@ -47,6 +48,9 @@ pub enum RequestError {
     /// The region cannot be mapped.
     #[error(transparent)]
     Map(#[from] MapError),
+    /// What is in flight cannot be recorded there.
+    #[error(transparent)]
+    Inflight(#[from] InflightFileError),
     /// The queue cannot start.
     #[error(transparent)]
     Queue(#[from] ConfigError),

@@ -12,13 +12,14 @@
 //! Regions that are mapped while listening are watched: who touches a page that has not arrived waits until the
 //! front-end has put it there. For that the front-end is told where the regions are mapped here.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use ringway_memory::{DirtyLog, FrontendVa, MapError, Mapping, MemoryTable, Region, Userfault};
 
 use super::{Answer, Device, MAX_REGIONS, RequestError, Session};
-use crate::message::{F_LOG_ALL, RegionDescription, protocol_feature as pf};
+use crate::inflight::InflightFile;
+use crate::message::{F_LOG_ALL, InflightDescription, RegionDescription, protocol_feature as pf};
 
 /// How far a postcopy migration has come.
 #[derive(Default)]
@@ -135,6 +136,33 @@ impl<D: Device> Session<D> {
     /// Has the memory logged and translated as it is wanted now; rings that run have been stopped.
     pub(super) fn update_memory(&mut self) {
         self.memory = Arc::new(self.dressed(&self.memory));
+    }
+
+    // What is in flight
+
+    pub(super) fn get_inflight_fd(&mut self, wanted: InflightDescription) -> Result<Answer, RequestError> {
+        self.require(pf::INFLIGHT_SHMFD)?;
+        let InflightDescription { queues, queue_size, .. } = wanted;
+        // One that asks before it acks features gets room for all that are offered.
+        let features = self.features.unwrap_or_else(|| self.device.features());
+        let file = InflightFile::create(queues, queue_size, features, self.vrings.len() as u16)?;
+        let fd = file.as_fd().try_clone_to_owned()?;
+        // It is used once the front-end gives it back.
+        Ok(Answer::Reply(file.description().encode(), Some(fd)))
+    }
+
+    pub(super) fn set_inflight_fd(
+        &mut self,
+        description: InflightDescription,
+        file: OwnedFd,
+    ) -> Result<(), RequestError> {
+        self.require(pf::INFLIGHT_SHMFD)?;
+        if self.vrings.iter().any(|vring| vring.is_running) {
+            return Err(RequestError::OutOfTurn("a vring is running"));
+        }
+        let features = self.features.unwrap_or_default();
+        self.inflight = Some(InflightFile::adopt(file, description, features, self.vrings.len() as u16)?);
+        Ok(())
     }
 
     // Postcopy

@@ -179,7 +179,11 @@ impl<D: Device> Session<D> {
             return Err(RequestError::NotNegotiatedVring(index));
         }
         let in_band = self.in_band(index);
-        let running = self.vrings[usize::from(index)].start(features, &self.memory, in_band)?;
+        let inflight = match &self.inflight {
+            Some(file) => file.area(index, features)?,
+            None => None,
+        };
+        let running = self.vrings[usize::from(index)].start(features, &self.memory, inflight, in_band)?;
         self.device.start_vring(index, running);
         Ok(())
     }

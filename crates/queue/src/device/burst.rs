@@ -174,7 +174,11 @@ pub(crate) struct ChainBuilder<'b> {
 
 impl ChainBuilder<'_> {
     /// Appends a buffer.
-    #[inline]
+    #[inline(always)]
+    #[allow(
+        clippy::inline_always,
+        reason = "a second caller, out of the way, must not take it out of the first"
+    )]
     pub(crate) fn push(&mut self, addr: u64, len: u32, is_writable: bool) -> Result<(), QueueError> {
         let too_many = QueueError::TooManyBytes { head: self.head };
         if is_writable {

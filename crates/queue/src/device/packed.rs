@@ -140,8 +140,7 @@ impl DeviceRing {
     }
 
     /// Takes up to `max` chains, as long as no more slots are in flight than the ring has.
-    // Not inlined: with the device's own loop around it, too little would be kept in registers.
-    #[inline(never)]
+    #[inline]
     pub(crate) fn take(
         &mut self,
         burst: &mut Burst,
@@ -213,7 +212,8 @@ impl DeviceRing {
         Ok(())
     }
 
-    #[inline]
+    // Not inlined: with the device's own loop around it, too little would be kept in registers.
+    #[inline(never)]
     fn take_available(
         &mut self,
         burst: &mut Burst,
@@ -263,7 +263,11 @@ impl DeviceRing {
     }
 
     /// Appends the buffer, or the buffers, of a descriptor to a chain.
-    #[inline]
+    #[inline(always)]
+    #[allow(
+        clippy::inline_always,
+        reason = "a second caller, out of the way, must not take it out of the first"
+    )]
     fn push(
         &self,
         addr: u64,
@@ -387,7 +391,8 @@ impl DeviceRing {
 
 /// Reads the chain in an indirect table: all of its descriptors, one after the other. Of their flags only WRITE
 /// means something; NEXT, INDIRECT and the rest are ignored (2.8.7).
-#[inline]
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "a second caller, out of the way, must not take it out of the first")]
 fn walk_table(addr: u64, len: u32, write_flag: u16, chain: &mut ChainBuilder<'_>) -> Result<(), QueueError> {
     chain.copy_table(addr, len)?;
     let mut index = 0;

@@ -143,8 +143,7 @@ impl DeviceRing {
     }
 
     /// Takes up to `max` chains, as long as no more are in flight than the ring has entries.
-    // Not inlined: with the device's own loop around it, too little would be kept in registers.
-    #[inline(never)]
+    #[inline]
     pub(crate) fn take(
         &mut self,
         burst: &mut Burst,
@@ -197,7 +196,8 @@ impl DeviceRing {
         result
     }
 
-    #[inline]
+    // Not inlined: with the device's own loop around it, too little would be kept in registers.
+    #[inline(never)]
     fn take_available(
         &mut self,
         burst: &mut Burst,
@@ -248,7 +248,11 @@ impl DeviceRing {
     }
 
     /// Reads the chain at `head` into `burst`.
-    #[inline]
+    #[inline(always)]
+    #[allow(
+        clippy::inline_always,
+        reason = "a second caller, out of the way, must not take it out of the first"
+    )]
     fn walk(&self, head: u16, burst: &mut Burst) -> Result<(), QueueError> {
         let mut chain = burst.build(head);
         let mut index = head;
@@ -388,7 +392,8 @@ impl DeviceRing {
 }
 
 /// Reads the chain in the table that `descriptor` refers to; it begins at entry 0 (2.7.5.3).
-#[inline]
+#[inline(always)]
+#[allow(clippy::inline_always, reason = "a second caller, out of the way, must not take it out of the first")]
 fn walk_table(head: u16, descriptor: &Descriptor, chain: &mut ChainBuilder<'_>) -> Result<(), QueueError> {
     let count = chain.copy_table(descriptor.addr(), descriptor.len())?;
     let mut index = 0;

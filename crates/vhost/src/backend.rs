@@ -167,7 +167,7 @@ impl<D: Device> Session<D> {
 
     /// What to poll for beside the session's socket; then [`Session::turn`].
     pub fn interests(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
-        let channel = self.channel.as_ref().and_then(|channel| channel.interest());
+        let channel = self.channel.as_ref().map(|channel| channel.interest());
         let transfer = self.transfer.as_ref().and_then(Transfer::interest);
         channel.into_iter().chain(transfer)
     }

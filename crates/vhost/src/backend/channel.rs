@@ -11,6 +11,9 @@
 //! A note says that something is so; saying it twice before the front-end has looked says no more. So there is at
 //! most one note of each kind wanted, and one asked, and a front-end that does not read its channel costs nothing.
 //! The channel is a socket, or a pipe (User-Mode Linux has one), on which no answers come.
+//!
+//! Who serves vrings speaks from another thread than the one that polls. What there is to poll for may thus change
+//! meanwhile, which an epoll takes up at once.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,8 +21,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ringway_memory::FrontendVa;
-use rustix::event::PollFlags;
-use rustix::fs::OFlags;
+use rustix::event::{PollFlags, epoll};
+use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
 use super::RequestError;
@@ -65,13 +68,17 @@ fn iotlb(kind: IotlbKind, iova: u64, read: bool, write: bool) -> ChannelRequest 
 
 /// See the module. Whoever serves the vrings and the session share it.
 pub(crate) struct Channel {
-    /// To be polled.
-    fd: OwnedFd,
+    /// Readable when it is the channel's turn.
+    epoll: OwnedFd,
     state: Mutex<State>,
 }
 
 struct State {
     wire: Wire,
+    /// The channel as the epoll knows it.
+    fd: OwnedFd,
+    /// What the epoll looks for.
+    watched: epoll::EventFlags,
     /// Signals are answered.
     answers: bool,
     asked: VecDeque<Note>,
@@ -87,18 +94,30 @@ enum Wire {
 
 /// The most translations that are wanted at a time; more than all vrings can wait for.
 const MAX_WANTED: usize = 4096;
+/// The most answers that are waited for at a time.
+const MAX_ASKED: usize = 4096;
+/// The most answers read in one turn.
+const MAX_ANSWERS: usize = 64;
 
 impl Channel {
     /// Takes the channel over; `has_ack` tells whether `REPLY_ACK` was negotiated.
     pub(super) fn new(fd: OwnedFd, has_ack: bool) -> Result<Arc<Self>, RequestError> {
-        let copy = fd.try_clone()?;
-        let wire = match NonBlocking::new(fd, OFlags::WRONLY).map_err(|_| RequestError::NotAnEvent)? {
+        if !matches!(
+            FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode),
+            FileType::Fifo | FileType::Socket
+        ) {
+            return Err(RequestError::NotAChannel);
+        }
+        let wire = match NonBlocking::new(fd.try_clone()?, OFlags::WRONLY)? {
             NonBlocking::Socket(fd) => Wire::Socket(Socket::new(UnixStream::from(fd), Kind::Reply)?),
             pipe @ NonBlocking::File(_) => Wire::Pipe(pipe),
         };
         let answers = has_ack && matches!(wire, Wire::Socket(_));
-        let state = State { wire, answers, asked: VecDeque::new(), wanted: BTreeSet::new() };
-        Ok(Arc::new(Self { fd: copy, state: Mutex::new(state) }))
+        let (asked, wanted) = (VecDeque::new(), BTreeSet::new());
+        let mut state = State { wire, fd, watched: epoll::EventFlags::empty(), answers, asked, wanted };
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        state.watch(&epoll)?;
+        Ok(Arc::new(Self { epoll, state: Mutex::new(state) }))
     }
 
     /// A panic of another thread leaves the state whole: what is said is said again at worst.
@@ -112,59 +131,79 @@ impl Channel {
         if state.wanted.len() < MAX_WANTED {
             state.wanted.insert(note);
         }
-        state.proceed();
+        state.proceed(&self.epoll, false);
         !state.wanted.contains(&note)
     }
 
+    /// Says what waits for answers without them, for nothing is to be said later.
+    pub(super) fn hurry(&self) {
+        self.state().proceed(&self.epoll, true);
+    }
+
     /// What to poll for.
-    pub(super) fn interest(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
-        let state = self.state();
-        let room = if state.is_waiting_for_room() { PollFlags::OUT } else { PollFlags::empty() };
-        match &state.wire {
-            Wire::Socket(_) => Some((self.fd.as_fd(), PollFlags::IN | room)),
-            Wire::Pipe(_) if !room.is_empty() => Some((self.fd.as_fd(), room)),
-            Wire::Pipe(_) | Wire::Gone => None,
-        }
+    pub(super) fn interest(&self) -> (BorrowedFd<'_>, PollFlags) {
+        (self.epoll.as_fd(), PollFlags::IN)
     }
 
     /// Reads answers, and says what waits for them or for room.
     pub(super) fn turn(&self) {
         let mut state = self.state();
         state.listen();
-        state.proceed();
+        state.proceed(&self.epoll, false);
     }
 }
 
 impl State {
-    fn is_waiting_for_room(&self) -> bool {
+    /// What there is to poll for; nothing of a pipe with room, which tells for ever that nobody reads it.
+    fn events(&self) -> epoll::EventFlags {
+        let (read, room) = (epoll::EventFlags::IN, epoll::EventFlags::OUT);
         match &self.wire {
-            Wire::Socket(socket) => socket.has_unsent(),
-            Wire::Pipe(_) => !self.wanted.is_empty(),
-            Wire::Gone => false,
+            Wire::Socket(socket) if socket.has_unsent() => read | room,
+            Wire::Socket(_) => read,
+            Wire::Pipe(_) if !self.wanted.is_empty() => room,
+            Wire::Pipe(_) | Wire::Gone => epoll::EventFlags::empty(),
         }
     }
 
-    /// Sends what is left of a message, and what is wanted and not asked already, as long as there is room.
-    fn proceed(&mut self) {
-        if let Wire::Socket(socket) = &mut self.wire
-            && socket.flush().is_err()
-        {
-            self.wire = Wire::Gone;
+    /// Has the epoll look for what there is to poll for now.
+    fn watch(&mut self, epoll: &OwnedFd) -> Result<(), Errno> {
+        let events = self.events();
+        let data = epoll::EventData::new_u64(0);
+        match (self.watched.is_empty(), events.is_empty()) {
+            _ if self.watched == events => {}
+            (true, _) => epoll::add(epoll, &self.fd, data, events)?,
+            (false, false) => epoll::modify(epoll, &self.fd, data, events)?,
+            (false, true) => epoll::delete(epoll, &self.fd)?,
         }
-        let ready: Vec<Note> = self.wanted.iter().filter(|n| !self.asked.contains(n)).copied().collect();
-        for note in ready {
-            match self.send(note) {
-                Ok(()) => {
-                    self.wanted.remove(&note);
-                }
-                Err(Errno::AGAIN) => return,
-                Err(_) => self.wire = Wire::Gone,
-            }
+        self.watched = events;
+        Ok(())
+    }
+
+    /// Sends what is wanted as long as there is room; what has been asked already only if it is said to be urgent.
+    fn proceed(&mut self, epoll: &OwnedFd, is_urgent: bool) {
+        let sent = self.send_wanted(is_urgent);
+        if !matches!(sent, Ok(()) | Err(Errno::AGAIN)) || self.watch(epoll).is_err() {
+            self.wire = Wire::Gone;
+            let _ = self.watch(epoll);
         }
         if let Wire::Gone = self.wire {
             // Nobody listens any more, and nobody will.
             self.wanted.clear();
         }
+    }
+
+    fn send_wanted(&mut self, is_urgent: bool) -> Result<(), Errno> {
+        if let Wire::Socket(socket) = &mut self.wire {
+            socket.flush().map_err(|_| Errno::PIPE)?;
+        }
+        let is_urgent = is_urgent && self.asked.len() < MAX_ASKED;
+        let is_ready = |note: &&Note| is_urgent || !self.asked.contains(note);
+        let ready: Vec<Note> = self.wanted.iter().filter(is_ready).copied().collect();
+        for note in ready {
+            self.send(note)?;
+            self.wanted.remove(&note);
+        }
+        Ok(())
     }
 
     fn send(&mut self, note: Note) -> Result<(), Errno> {
@@ -190,7 +229,7 @@ impl State {
     /// Reads answers. What they say is of no consequence: it has been looked at.
     fn listen(&mut self) {
         let Wire::Socket(socket) = &mut self.wire else { return };
-        loop {
+        for _ in 0..MAX_ANSWERS {
             match socket.receive() {
                 Ok(Some(_)) => drop(self.asked.pop_front()),
                 Ok(None) => return,

@@ -66,6 +66,9 @@ pub enum RequestError {
     /// A kick, call or err that is no file of events.
     #[error("its file descriptor is no event counter, pipe or socket")]
     NotAnEvent,
+    /// A channel for the back-end's requests that nothing can be said on.
+    #[error("its file descriptor is no socket or pipe")]
+    NotAChannel,
     /// The vring cannot start with what was negotiated.
     #[error("vring {0} does not exist by the features negotiated")]
     NotNegotiatedVring(u16),

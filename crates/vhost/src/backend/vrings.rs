@@ -57,6 +57,10 @@ impl<D: Device> Session<D> {
     pub(super) fn get_vring_base(&mut self, index: u32) -> Result<Answer, RequestError> {
         let (at, _) = self.vring(index)?;
         self.pause(at);
+        if let Some(channel) = &self.channel {
+            // A stopped ring says nothing any more (Suspended device state).
+            channel.hurry();
+        }
         let features = self.features.unwrap_or_default();
         let (_, vring) = self.vring(index)?;
         // The ring is stopped, not reset: it goes on with the next kick.

@@ -188,12 +188,21 @@ impl<D: Device> Session<D> {
         None
     }
 
+    /// Whether a reply is owed that [`Session::turn`] will return. Until then no request is to be read: replies go
+    /// in the order of their requests.
+    pub fn owes_reply(&self) -> bool {
+        self.owed.is_some()
+    }
+
     /// Carries out a request. Returns the reply, if there is one now.
     ///
     /// # Errors
     /// [`SessionError`]; the session is to be ended.
     pub fn handle(&mut self, message: Message) -> Result<Option<Outgoing>, SessionError> {
         let Message { header, payload, fds } = message;
+        if self.owes_reply() {
+            return Err(SessionError::OwesReply(name(header.request)));
+        }
         let request = match Request::decode(&header, &payload, fds) {
             Err(MessageError::Unsupported(_)) if self.wants_ack(&header) => {
                 return Ok(Some(header.reply(U64::new(1).as_bytes()).into()));
@@ -340,6 +349,10 @@ impl<D: Device> Session<D> {
         Ok(Answer::Done)
     }
 
+    fn is_any_running(&self) -> bool {
+        self.vrings.iter().any(|vring| vring.is_running)
+    }
+
     /// Has the device do what it may refuse.
     fn accept(&mut self, f: impl FnOnce(&mut D) -> bool) -> Result<(), RequestError> {
         if f(&mut self.device) { Ok(()) } else { Err(RequestError::Refused) }
@@ -434,7 +447,7 @@ impl<D: Device> Session<D> {
         fd: OwnedFd,
     ) -> Result<Answer, RequestError> {
         self.require(pf::DEVICE_STATE)?;
-        if self.vrings.iter().any(|vring| vring.is_running) {
+        if self.is_any_running() {
             return Err(RequestError::OutOfTurn("a vring is running"));
         }
         if transfer.phase != 0 {
@@ -456,6 +469,7 @@ impl<D: Device> Session<D> {
                 self.transfer = Some(unfinished);
                 return Answer::Later;
             }
+            Ok(Ok(Some(_))) if self.is_any_running() => Err(RequestError::OutOfTurn("a vring is running")),
             Ok(Ok(Some(state))) => self.device.load_state(&state).map_err(RequestError::DeviceState),
             Ok(other) => other.map(|_| ()),
         };

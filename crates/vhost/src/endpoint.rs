@@ -146,7 +146,9 @@ impl<D: Device> Endpoint<D> {
         };
         let sockets = attached.into_iter().flat_map(|(session, socket)| {
             let out = if socket.has_unsent() { PollFlags::OUT } else { PollFlags::empty() };
-            std::iter::once((socket.as_fd(), PollFlags::IN | out)).chain(session.interests())
+            // While a reply is owed, nothing is read; a hang-up is seen all the same.
+            let read = if session.owes_reply() { PollFlags::empty() } else { PollFlags::IN };
+            std::iter::once((socket.as_fd(), read | out)).chain(session.interests())
         });
         listener.into_iter().chain(sockets)
     }
@@ -316,6 +318,9 @@ fn exchange<D: Device>(session: &mut Session<D>, socket: &mut Socket) -> Result<
         socket.send(reply)?;
     }
     for _ in 0..MESSAGES_PER_TURN {
+        if session.owes_reply() {
+            return if socket.has_hung_up() { Err(SocketError::Closed.into()) } else { Ok(()) };
+        }
         let Some(message) = socket.receive()? else { return Ok(()) };
         if let Some(reply) = session.handle(message).map_err(Ended::Session)? {
             socket.send(reply)?;

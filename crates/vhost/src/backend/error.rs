@@ -95,6 +95,9 @@ pub enum SessionError {
     /// The bytes are no request.
     #[error(transparent)]
     Message(#[from] MessageError),
+    /// A request was handed over while [`Session::owes_reply`](super::Session::owes_reply).
+    #[error("{0} came before the request before it was answered")]
+    OwesReply(&'static str),
     /// The request could not be carried out, and the front-end did not ask for an answer.
     #[error("{request}: {error}")]
     Request {

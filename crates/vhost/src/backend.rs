@@ -115,6 +115,8 @@ pub struct Session<D: Device> {
     transfer: Option<Transfer>,
     /// A request that is still to be answered.
     owed: Option<Header>,
+    /// The configuration space has changed, and the front-end was not told.
+    is_config_new: bool,
 }
 
 impl<D: Device> Session<D> {
@@ -136,6 +138,7 @@ impl<D: Device> Session<D> {
             postcopy: Postcopy::default(),
             transfer: None,
             owed: None,
+            is_config_new: false,
         }
     }
 
@@ -157,7 +160,16 @@ impl<D: Device> Session<D> {
     }
 
     /// Tells the front-end that the device's configuration space or status has changed by itself.
-    pub fn config_changed(&self) {
+    pub fn config_changed(&mut self) {
+        self.is_config_new = true;
+        self.tell_config_changed();
+    }
+
+    /// A suspended device sends nothing (Suspended device state): what changes meanwhile is told when a ring runs.
+    fn tell_config_changed(&mut self) {
+        if !self.is_any_running() || !std::mem::take(&mut self.is_config_new) {
+            return;
+        }
         if self.has_protocol(pf::CONFIG)
             && let Some(channel) = &self.channel
         {

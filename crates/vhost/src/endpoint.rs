@@ -207,8 +207,8 @@ impl<D: Device> Endpoint<D> {
     }
 
     /// Tells the front-end that the device's configuration space or status has changed by itself.
-    pub fn config_changed(&self) {
-        if let State::Attached(session, _) = &self.state {
+    pub fn config_changed(&mut self) {
+        if let State::Attached(session, _) = &mut self.state {
             session.config_changed();
         }
     }

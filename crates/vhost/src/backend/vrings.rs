@@ -175,6 +175,7 @@ impl<D: Device> Session<D> {
                 result = result.and(Err(error));
             }
         }
+        self.tell_config_changed();
         result
     }
 

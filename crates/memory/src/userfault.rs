@@ -15,6 +15,8 @@ const API: u64 = 0xaa;
 const IOCTL_API: libc::Ioctl = 0xc018_aa3f;
 /// `_IOWR(0xaa, 0x00, struct uffdio_register)`.
 const IOCTL_REGISTER: libc::Ioctl = 0xc020_aa00;
+/// `_IOR(0xaa, 0x01, struct uffdio_range)`.
+const IOCTL_UNREGISTER: libc::Ioctl = 0x8010_aa01;
 /// `UFFDIO_REGISTER_MODE_MISSING`.
 const MODE_MISSING: u64 = 1;
 /// Pages are at least this long, in bytes.
@@ -28,11 +30,26 @@ struct ApiRequest {
     ioctls: u64,
 }
 
+/// `struct uffdio_range`.
+#[repr(C)]
+struct Range {
+    start: u64,
+    len: u64,
+}
+
+impl Range {
+    /// A region's mapping, which begins and ends with a page.
+    fn of(region: &Region) -> Self {
+        let start = region.backend_va() & !(PAGE - 1);
+        let end = (region.backend_va() + region.len()).next_multiple_of(PAGE);
+        Self { start, len: end - start }
+    }
+}
+
 /// `struct uffdio_register`.
 #[repr(C)]
 struct RegisterRequest {
-    start: u64,
-    len: u64,
+    range: Range,
     mode: u64,
     ioctls: u64,
 }
@@ -62,13 +79,19 @@ impl Userfault {
     /// # Errors
     /// The kernel's; `EINVAL` if the region's file is of a kind that cannot be watched.
     pub fn watch(&self, region: &Region) -> io::Result<()> {
-        let start = region.backend_va() & !(PAGE - 1);
-        let end = (region.backend_va() + region.len()).next_multiple_of(PAGE);
+        let range = Range::of(region);
         // A huge page would bring in what has not arrived. That the kernel may not know the advice is no loss.
-        // SAFETY: the range is the region's mapping, which begins and ends with a page.
-        unsafe { libc::madvise(start as *mut libc::c_void, (end - start) as usize, libc::MADV_NOHUGEPAGE) };
-        let (len, mode) = (end - start, MODE_MISSING);
-        self.ioctl(IOCTL_REGISTER, &mut RegisterRequest { start, len, mode, ioctls: 0 })
+        // SAFETY: the range is the region's mapping.
+        unsafe { libc::madvise(range.start as *mut libc::c_void, range.len as usize, libc::MADV_NOHUGEPAGE) };
+        self.ioctl(IOCTL_REGISTER, &mut RegisterRequest { range, mode: MODE_MISSING, ioctls: 0 })
+    }
+
+    /// Watches a region no longer: who waits for a page of it goes on, and pages that have not come read as zeros.
+    ///
+    /// # Errors
+    /// The kernel's; `EINVAL` if the region's file is of a kind that cannot be watched.
+    pub fn unwatch(&self, region: &Region) -> io::Result<()> {
+        self.ioctl(IOCTL_UNREGISTER, &mut Range::of(region))
     }
 
     /// The file descriptor, for who is to be told.

@@ -154,6 +154,8 @@ impl<D: Device> Session<D> {
 
     /// Ends the session: all vrings are stopped, the device is reset and returned.
     pub fn end(mut self) -> D {
+        // First: whoever serves a vring may be waiting for a page that will not arrive any more.
+        self.stop_watching();
         self.stop_all();
         self.device.reset();
         self.device

@@ -55,8 +55,9 @@ impl<D: Device> Session<D> {
         }
         let descriptions: Vec<_> = table.iter().map(|(description, _)| *description).collect();
         let regions: Vec<_> = table.into_iter().map(|(r, file)| map(r, file)).collect::<Result<_, _>>()?;
+        let memory = self.new_memory(regions.clone())?;
         let bases = self.watch(&descriptions, &regions)?;
-        self.replace_memory(regions)?;
+        self.go_on_in(memory)?;
         Ok(bases.map_or(Answer::Done, |b| Answer::Reply(RegionDescription::encode_table(b.iter()), None)))
     }
 
@@ -70,8 +71,10 @@ impl<D: Device> Session<D> {
             return Err(RequestError::TooManyRegions);
         }
         let region = map(description, file)?;
-        let bases = self.watch(&[description], std::slice::from_ref(&region))?;
-        self.replace_memory([self.memory.regions(), &[region]].concat())?;
+        let added = std::slice::from_ref(&region);
+        let memory = self.new_memory([self.memory.regions(), added].concat())?;
+        let bases = self.watch(&[description], added)?;
+        self.go_on_in(memory)?;
         Ok(match bases.as_deref() {
             Some([base]) => Answer::Reply(base.encode(), None),
             _ => Answer::Done,
@@ -86,20 +89,25 @@ impl<D: Device> Session<D> {
         if left.len() == self.memory.regions().len() {
             return Err(RequestError::NoRegion(region));
         }
-        self.replace_memory(left)
+        let memory = self.new_memory(left)?;
+        self.go_on_in(memory)
     }
 
-    /// Rings that run go on in the new memory; their areas may have moved. Memory that a running ring is not in
-    /// is refused, and the old one stays.
-    fn replace_memory(&mut self, regions: Vec<Region>) -> Result<(), RequestError> {
+    /// Memory of these regions. One that a running ring is not in is refused.
+    fn new_memory(&self, regions: Vec<Region>) -> Result<Arc<MemoryTable>, RequestError> {
         let table = Arc::new(self.dressed(&MemoryTable::new(regions)?));
         // Rings run by the features that were acked.
         let features = self.features.unwrap_or_default();
         for vring in self.vrings.iter().filter(|v| v.is_running) {
             vring.resolve(features, &table)?;
         }
+        Ok(table)
+    }
+
+    /// Rings that run go on in the new memory; their areas may have moved.
+    fn go_on_in(&mut self, memory: Arc<MemoryTable>) -> Result<(), RequestError> {
         self.pause_all();
-        self.memory = table;
+        self.memory = memory;
         self.start_ready()
     }
 
@@ -169,6 +177,9 @@ impl<D: Device> Session<D> {
 
     pub(super) fn postcopy_advise(&mut self) -> Result<Answer, RequestError> {
         self.require(pf::PAGEFAULT)?;
+        if self.postcopy.is_listening {
+            return Err(RequestError::OutOfTurn("postcopy is under way"));
+        }
         let userfault = Userfault::open()?;
         let fd = userfault.try_clone_fd()?;
         self.postcopy = Postcopy { userfault: Some(userfault), ..Postcopy::default() };
@@ -180,8 +191,9 @@ impl<D: Device> Session<D> {
         if self.postcopy.userfault.is_none() {
             return Err(RequestError::OutOfTurn("POSTCOPY_ADVISE comes before it"));
         }
-        if self.vrings.iter().any(|vring| vring.is_running) {
-            return Err(RequestError::OutOfTurn("a vring is running"));
+        if !self.memory.regions().is_empty() {
+            // The front-end does not know where it is mapped here, and could not make its pages arrive.
+            return Err(RequestError::OutOfTurn("there is memory already"));
         }
         self.postcopy.is_listening = true;
         Ok(())
@@ -213,15 +225,26 @@ impl<D: Device> Session<D> {
         self.start_ready()
     }
 
-    /// All memory has arrived: closing the watch ends it.
+    /// All memory has arrived.
     pub(super) fn postcopy_end(&mut self) -> Result<Answer, RequestError> {
         self.require(pf::PAGEFAULT)?;
         if self.postcopy.userfault.is_none() {
             return Err(RequestError::OutOfTurn("there is no postcopy"));
         }
-        self.postcopy = Postcopy::default();
+        self.stop_watching();
         self.start_ready()?;
         Ok(Answer::number(0))
+    }
+
+    /// Ends postcopy. Nobody waits for a page any more, even if the front-end keeps the watch open.
+    pub(super) fn stop_watching(&mut self) {
+        if let Some(userfault) = self.postcopy.watcher() {
+            for region in self.memory.regions() {
+                // Where the kernel refuses, nothing was watched.
+                let _ = userfault.unwatch(region);
+            }
+        }
+        self.postcopy = Postcopy::default();
     }
 }
 

@@ -14,7 +14,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use ringway_memory::{MemoryError, MemoryTable, RingArea};
-use ringway_queue::{Areas, DeviceQueue, QueueConfig};
+use ringway_queue::{Areas, DeviceQueue, QueueConfig, ResumeState};
 use rustix::event::epoll;
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
@@ -111,6 +111,9 @@ pub struct Running {
     pub err: Notifier,
     /// Whether it is served with side effects.
     pub enabled: bool,
+    /// Whether it goes on where it was: a device that ran it before may have used chains and not called. The driver
+    /// is to be called once.
+    pub is_resumed: bool,
 }
 
 /// Checks that a kick can be waited for.
@@ -192,6 +195,7 @@ impl Vring {
         let areas = self.resolve(features, memory)?;
         let lens = [&areas.descriptor, &areas.driver, &areas.device].map(RingArea::len);
         let resume = self.base.resume(features, &areas, size)?;
+        let is_resumed = resume != ResumeState::start(features);
         let memory = Arc::clone(memory);
         // Behind an IOMMU the front-end names the used ring by an address that the log does not know.
         let used_log = match memory.translation() {
@@ -204,6 +208,6 @@ impl Vring {
         let (kick, call, err) = (kick.try_clone()?, or(&self.call, call)?, or(&self.err, err)?);
         self.is_running = true;
         self.lens = lens;
-        Ok(Running { queue, kick, call, err, enabled: self.enabled })
+        Ok(Running { queue, kick, call, err, enabled: self.enabled, is_resumed })
     }
 }

@@ -61,7 +61,10 @@ pub(crate) struct Vring {
 
 impl From<Running> for Vring {
     fn from(running: Running) -> Self {
-        let Running { queue, kick, call, err, enabled } = running;
+        let Running { queue, kick, call, err, enabled, is_resumed } = running;
+        if is_resumed {
+            call.notify();
+        }
         Self { queue, kick, call, err, enabled, failed: false }
     }
 }

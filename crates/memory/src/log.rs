@@ -83,6 +83,18 @@ impl DirtyLog {
         self.backing.is_intact()
     }
 
+    /// Its length in bytes.
+    #[allow(clippy::len_without_is_empty, reason = "an empty log is no use, and needs no test")]
+    pub fn len(&self) -> u64 {
+        self.size as u64
+    }
+
+    /// The file that it is mapped from, and where it begins in it, if there is one.
+    #[cfg(feature = "std")]
+    pub fn file(&self) -> Option<(std::os::fd::BorrowedFd<'_>, u64)> {
+        self.backing.file()
+    }
+
     fn byte(&self, index: usize) -> &AtomicU8 {
         assert!(index < self.size, "a byte of the log that was checked");
         // SAFETY: in range, as just checked.

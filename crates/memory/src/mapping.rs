@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
@@ -48,6 +48,10 @@ pub struct Mapping {
     base: NonNull<u8>,
     len: usize,
     guard: sigbus::Guard,
+    /// Kept so that another process can be given it, and map it anew.
+    file: File,
+    /// Where the range that was wanted begins in the file.
+    offset: u64,
 }
 
 // SAFETY: a mapping may be accessed and unmapped from any thread.
@@ -58,7 +62,7 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// Maps `len` bytes of `file` from `offset` on, shared and writable, as the memory region at `gpa`.
     ///
-    /// Pages are mapped as they are touched. The file descriptor may be closed after.
+    /// Pages are mapped as they are touched. The file stays open for as long as it is mapped.
     pub fn region(
         file: OwnedFd,
         offset: u64,
@@ -101,17 +105,18 @@ impl Mapping {
         if map_len == 0 || isize::try_from(map_len).is_err() {
             return Err(bad);
         }
-        let mapping = Self::new(&file, start_off, map_len)?;
+        let mapping = Self::new(file, start_off, map_len, offset)?;
         // SAFETY: `offset - start` is less than a page, and the mapping is at least a page long.
         let base = unsafe { mapping.base.add((offset - start) as usize) };
         Ok((mapping, base))
     }
 
-    fn new(file: &File, offset: libc::off_t, len: usize) -> Result<Self, MapError> {
+    /// Maps `len` bytes from `start` on, of which those that are wanted begin at `offset`.
+    fn new(file: File, start: libc::off_t, len: usize, offset: u64) -> Result<Self, MapError> {
         sigbus::install()?;
         let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_NORESERVE);
         // SAFETY: a new mapping, at an address of the kernel's choice, disturbs no other.
-        let base = unsafe { libc::mmap(ptr::null_mut(), len, prot, flags, file.as_raw_fd(), offset) };
+        let base = unsafe { libc::mmap(ptr::null_mut(), len, prot, flags, file.as_raw_fd(), start) };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error().into());
         }
@@ -124,13 +129,17 @@ impl Mapping {
             return Err(MapError::TooMany);
         };
         let base = NonNull::new(base.cast()).expect("mmap does not map the null page");
-        Ok(Self { base, len, guard })
+        Ok(Self { base, len, guard, file, offset })
     }
 }
 
 impl Backing for Mapping {
     fn is_intact(&self) -> bool {
         !self.guard.has_faulted()
+    }
+
+    fn file(&self) -> Option<(BorrowedFd<'_>, u64)> {
+        Some((self.file.as_fd(), self.offset))
     }
 }
 

@@ -15,6 +15,12 @@ use crate::{Access, DirtyLog, FrontendVa, Gpa, GuestSlice, Iova, RingArea, Trans
 pub trait Backing: Send + Sync {
     /// Whether every access so far reached the peer's memory; false after the peer truncated its file.
     fn is_intact(&self) -> bool;
+
+    /// The file that is mapped, and where the region begins in it, if there is one.
+    #[cfg(feature = "std")]
+    fn file(&self) -> Option<(std::os::fd::BorrowedFd<'_>, u64)> {
+        None
+    }
 }
 
 /// Why an address range cannot be reached.
@@ -149,6 +155,12 @@ impl Region {
     /// Where it is mapped here: for the kernel and the peer, not to be dereferenced.
     pub fn backend_va(&self) -> u64 {
         self.base.as_ptr() as u64
+    }
+
+    /// The file that it is mapped from, and where it begins in it, if there is one.
+    #[cfg(feature = "std")]
+    pub fn file(&self) -> Option<(std::os::fd::BorrowedFd<'_>, u64)> {
+        self.backing.file()
     }
 
     pub(crate) fn window(&self) -> Window {

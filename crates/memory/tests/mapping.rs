@@ -72,17 +72,22 @@ fn what_is_no_memory_is_refused() {
     }
 }
 
-/// A region may begin anywhere in its file, and what it holds is what the file holds.
+/// A region may begin anywhere in its file, and what it holds is what the file holds. By the file that it keeps it
+/// can be mapped again.
 #[test]
 fn a_region_is_a_window_on_its_file() {
     use std::os::unix::fs::FileExt;
     let file = file(4 * PAGE);
     for offset in [0, 1, PAGE - 1, PAGE, PAGE + 123, 2 * PAGE] {
-        let region = Mapping::region(fd(&file), offset, PAGE + 1, Gpa(0), FrontendVa(0)).expect("a region");
-        let table = table(vec![region]);
+        let map = |file, at| Mapping::region(file, at, PAGE + 1, Gpa(0), FrontendVa(0)).expect("a region");
+        let region = map(fd(&file), offset);
+        let (kept, at) = region.file().expect("its file");
+        let again = map(kept.try_clone_to_owned().expect("a clone"), at);
+        let [table, again] = [region, again].map(|region| table(vec![region]));
         file.write_all_at(b"from the file", offset + PAGE - 12).expect("written");
         assert_eq!(read(&table, PAGE - 12, 13), b"from the file");
         write(&table, 3, b"from here");
+        assert_eq!(read(&again, 3, 9), b"from here");
         let mut bytes = [0; 9];
         file.read_exact_at(&mut bytes, offset + 3).expect("read");
         assert_eq!(&bytes, b"from here");

@@ -459,7 +459,7 @@ fn memory_slots() {
     for with_file in [false, true] {
         region.mmap_offset = 0;
         a.tell(request::ADD_MEM_REG, &wire::single_region(&region), &spare.fds()).unwrap();
-        eventually("it is mapped", || resources() == (before.0, before.1 + 1));
+        eventually("it is mapped, its file kept", || resources() == (before.0 + 1, before.1 + 1));
         region.mmap_offset = 0x1234_5000;
         let fds = if with_file { spare.fds() } else { vec![] };
         a.tell(request::REM_MEM_REG, &wire::single_region(&region), &fds).unwrap();

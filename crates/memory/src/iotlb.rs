@@ -13,6 +13,7 @@
 //! It knows nothing of the memory behind: an entry may name what is not mapped.
 
 use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
 use core::ops::ControlFlow;
 use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
 
@@ -71,6 +72,14 @@ impl Iotlb {
         // An entry that it was cut out of the middle of is two now.
         entries.make_room(MAX_ENTRIES);
         entries.generation.losses += 1;
+    }
+
+    /// All entries: where each begins, its length in bytes, where it leads to, and how it may be used.
+    pub fn entries(&self) -> Vec<(Iova, u64, FrontendVa, Access)> {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let entry =
+            |(&start, entry): (&u64, &Entry)| (Iova(start), entry.last - start + 1, entry.to, entry.access);
+        entries.by_start.iter().map(entry).collect()
     }
 
     /// Takes the addresses from `start` to `last` out of all entries. Returns with the lock held.

@@ -16,6 +16,7 @@
 pub(crate) mod channel;
 mod device;
 mod error;
+pub(crate) mod handover;
 mod iotlb;
 mod memory;
 mod state;

@@ -146,7 +146,7 @@ mod tests {
         for next_avail in [0, 1, 0x7fff, 0x8000, 0xffff] {
             let state = ResumeState::Split { next_avail };
             let word = Base::Stopped(state).to_word(SPLIT);
-            assert_eq!(word, next_avail.into());
+            assert_eq!(word, u32::from(next_avail));
             assert_eq!(Base::Told(word).resume(SPLIT, &even, SIZE).unwrap(), state);
         }
     }

@@ -3,6 +3,8 @@
 //! A file descriptor that was passed to us shares its flags with the front-end, which may change them at any time.
 //! So a pipe is opened anew, with flags of our own, and a socket is asked for each call not to wait.
 
+pub(crate) mod handover;
+
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{FileType, Mode, OFlags};

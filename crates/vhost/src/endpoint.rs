@@ -10,6 +10,8 @@
 //! The owner polls [`Endpoint::interests`] and calls [`Endpoint::turn`] when one is ready or
 //! [`Endpoint::next_try`] has come. Nothing here waits.
 
+pub(crate) mod handover;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileTypeExt;
@@ -64,17 +66,22 @@ impl Source {
         }
         let listener = UnixListener::bind(path)?;
         listener.set_nonblocking(true)?;
-        Ok(Self::Listen(listener, Some(SocketFile(path.to_owned()))))
+        Ok(Self::Listen(listener, Some(SocketFile { path: path.to_owned(), is_ours: true })))
     }
 }
 
-/// The file of a socket that we made; removed when dropped.
-pub struct SocketFile(PathBuf);
+/// The file of a socket that we made; removed when dropped, unless another server has it then.
+pub struct SocketFile {
+    path: PathBuf,
+    is_ours: bool,
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Gone already is as good.
-        let _ = std::fs::remove_file(&self.0);
+        if self.is_ours {
+            // Gone already is as good.
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 

@@ -9,8 +9,8 @@
 //!
 //! [`message`] is the codec: bytes in, typed requests out, no I/O. [`socket`] moves bytes and file descriptors
 //! without ever blocking. [`backend`] is the protocol's state machine. [`endpoint`] is a socket that waits for
-//! front-ends, one after the other. [`inflight`] is memory that outlives the back-end's process. No module knows
-//! what kind of device it serves.
+//! front-ends, one after the other. [`inflight`] is memory that outlives the back-end's process. [`handover`] gives
+//! all of it to another process. No module knows what kind of device it serves.
 //!
 //! Source: QEMU's `docs/interop/vhost-user.rst`.
 #![forbid(unsafe_code)]
@@ -19,6 +19,7 @@ pub mod backend;
 mod base;
 mod descriptor;
 pub mod endpoint;
+pub mod handover;
 pub mod inflight;
 pub mod message;
 pub mod socket;

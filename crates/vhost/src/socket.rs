@@ -4,6 +4,8 @@
 //! with the first byte of a header and so are never taken for those of the next message. What has arrived of
 //! a message is kept until the rest does.
 
+pub(crate) mod handover;
+
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;

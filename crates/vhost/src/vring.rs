@@ -9,6 +9,8 @@
 //!
 //! Enabled is another matter: a running ring that is not enabled is served without side effects.
 
+pub(crate) mod handover;
+
 use std::fmt;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;

@@ -15,6 +15,8 @@
 //! Who serves vrings speaks from another thread than the one that polls. What there is to poll for may thus change
 //! meanwhile, which an epoll takes up at once.
 
+pub(super) mod handover;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -24,6 +26,7 @@ use ringway_memory::FrontendVa;
 use rustix::event::{PollFlags, epoll};
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::RequestError;
 use crate::descriptor::NonBlocking;
@@ -31,7 +34,8 @@ use crate::message::{ChannelRequest, Iotlb, IotlbKind, Kind};
 use crate::socket::Socket;
 
 /// What a back-end has to say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Note {
     /// Chains of this vring were used.
     Call(u16),

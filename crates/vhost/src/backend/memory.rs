@@ -38,6 +38,11 @@ impl Postcopy {
         self.is_awaiting_ack
     }
 
+    /// Whether memory still arrives, or is about to.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.userfault.is_some()
+    }
+
     /// What watches regions that are mapped now.
     fn watcher(&self) -> Option<&Userfault> {
         self.userfault.as_ref().filter(|_| self.is_listening)

@@ -8,6 +8,8 @@
 //!
 //! The front-end may take its time: nothing here waits for it.
 
+pub(super) mod handover;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::PollFlags;

@@ -51,6 +51,11 @@ impl Negotiation {
         self.acked.unwrap_or(0)
     }
 
+    /// What the driver acked, if it did.
+    pub fn accepted(&self) -> Option<u64> {
+        self.acked
+    }
+
     /// The driver acks features.
     ///
     /// # Errors

@@ -11,10 +11,11 @@ use ringway_spec::net::{
     F_HOST_TSO4, F_HOST_TSO6, F_MAC, F_MQ, F_MRG_RXBUF, F_MTU, F_STATUS, HDR_LEN, HDR_LEN_LEGACY,
     MQ_PAIRS_MAX, MQ_PAIRS_MIN, MTU_MIN, S_LINK_UP,
 };
+use ringway_spec::status::DeviceStatus;
 use thiserror::Error;
 use zerocopy::IntoBytes;
 
-use crate::status::Negotiation;
+use crate::status::{FeatureError, Negotiation};
 
 /// What a feature needs beside it (5.1.3.1). `MQ` needs `CTRL_VQ` too, but a vhost-user front-end that serves
 /// the control queue itself acks `MQ` alone.
@@ -52,6 +53,17 @@ pub enum SettingsError {
     /// A multicast address belongs to no device.
     #[error("the MAC address is a multicast address")]
     MulticastMac,
+}
+
+/// What a driver has made of a device: all that it takes to go on with another one of the same settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct State {
+    /// The features acked, if any were.
+    pub acked: Option<u64>,
+    /// The device status.
+    pub status: u8,
+    /// Pairs in use by the control command.
+    pub active_pairs: u16,
 }
 
 /// What a queue is for (5.1.2).
@@ -128,6 +140,32 @@ impl NetDevice {
     pub fn reset(&mut self) {
         self.negotiation.reset();
         self.active_pairs = 1;
+    }
+
+    /// What the driver has made of it.
+    pub fn state(&self) -> State {
+        let Self { negotiation, active_pairs, .. } = self;
+        let (acked, status) = (negotiation.accepted(), negotiation.status().bits());
+        State { acked, status, active_pairs: *active_pairs }
+    }
+
+    /// A device after reset goes on where another was. Of pairs in use it takes as many as it has.
+    ///
+    /// # Errors
+    /// [`FeatureError`] if it does not offer what was acked.
+    pub fn restore(&mut self, state: State) -> Result<(), FeatureError> {
+        let State { acked, status, active_pairs } = state;
+        if let Some(acked) = acked {
+            self.negotiation.ack(acked)?;
+        }
+        if status != 0 {
+            self.negotiation.write_status(status);
+        }
+        if DeviceStatus::from_bits_retain(status).contains(DeviceStatus::DEVICE_NEEDS_RESET) {
+            self.negotiation.need_reset();
+        }
+        self.active_pairs = active_pairs.clamp(MQ_PAIRS_MIN, self.settings.max_pairs);
+        Ok(())
     }
 
     /// Copies `to.len()` bytes of the configuration space from `offset` on; fields past the space's end read

@@ -232,3 +232,23 @@ fn header_lengths() {
     assert_eq!(header_len(F_MRG_RXBUF), 12);
     assert_eq!(header_len(feature::VERSION_1), 12);
 }
+
+/// Another device goes on with what the driver negotiated and commanded; one that offers less does not.
+#[test]
+fn another_device_goes_on() {
+    let mut device = device(F_MQ | F_CTRL_VQ | F_MTU);
+    device.negotiation_mut().write_status(15);
+    assert_eq!(device.control(&[4, 0, 3, 0]), CTRL_OK);
+    device.negotiation_mut().need_reset();
+    let mut other = NetDevice::new(Settings { mtu: Some(1500), ..SETTINGS }).unwrap();
+    for state in [other.state(), device.state()] {
+        other.restore(state).unwrap();
+        assert_eq!(other.state(), state);
+    }
+    assert!(other.negotiation().is_live() && other.active_pairs() == 3);
+    let mut lesser = NetDevice::new(Settings { max_pairs: 2, mtu: Some(1500), ..SETTINGS }).unwrap();
+    lesser.restore(device.state()).unwrap();
+    assert_eq!(lesser.active_pairs(), 2);
+    let mut lesser = NetDevice::new(SETTINGS).unwrap();
+    assert_eq!(lesser.restore(device.state()), Err(FeatureError::NotOffered(F_MTU)));
+}

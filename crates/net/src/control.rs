@@ -15,13 +15,13 @@ use crate::worker::{Command, Mailbox};
 /// The network device of one port, on the control thread.
 pub struct GuestDevice {
     port: usize,
-    device: Arc<Mutex<NetDevice>>,
+    pub(crate) device: Arc<Mutex<NetDevice>>,
     worker: Mailbox,
     mtu: Option<u16>,
     /// The worker may be made to wait for memory that has not arrived.
     postcopy: bool,
     /// Counts resets: what the worker tells of a ring set up before one is of no more interest.
-    session: u64,
+    pub(crate) session: u64,
 }
 
 impl GuestDevice {

@@ -96,6 +96,27 @@ impl Counters {
         self.drops[reason as usize].add(1);
     }
 
+    /// All counters, by names that stay.
+    pub(crate) fn named(&self) -> impl Iterator<Item = (&'static str, &Counter)> {
+        let Self { from_frames, from_bytes, to_frames, to_bytes, copies, .. } = self;
+        let Self { kicks, calls, syscalls, sessions, failures, drops, .. } = self;
+        let drops = DropReason::ALL.iter().map(|reason| reason.name()).zip(drops);
+        [
+            ("from-frames", from_frames),
+            ("from-bytes", from_bytes),
+            ("to-frames", to_frames),
+            ("to-bytes", to_bytes),
+            ("copies", copies),
+            ("kicks", kicks),
+            ("calls", calls),
+            ("syscalls", syscalls),
+            ("sessions", sessions),
+            ("failures", failures),
+        ]
+        .into_iter()
+        .chain(drops)
+    }
+
     /// How many frames went nowhere for this reason.
     pub fn dropped(&self, reason: DropReason) -> u64 {
         self.drops[reason as usize].get()
@@ -123,5 +144,18 @@ impl fmt::Display for Counters {
             write!(f, " {} {}", reason.name(), self.dropped(reason))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No counter is left out, and no name is there twice.
+    #[test]
+    fn every_counter_has_a_name() {
+        let counters = Counters::default();
+        let names: std::collections::BTreeSet<_> = counters.named().map(|(name, _)| name).collect();
+        assert_eq!(names.len() * size_of::<Counter>(), size_of::<Counters>());
     }
 }

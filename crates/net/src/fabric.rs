@@ -9,6 +9,7 @@ use ringway_queue::QueueError;
 
 use crate::counters::{Counters, DropReason};
 use crate::frame::{Ethernet, Frame};
+use crate::handover::PortState;
 use crate::port::guest::{GuestPort, Undelivered};
 use crate::port::tap::Tap;
 use crate::switch::{Decision, Switch};
@@ -82,6 +83,16 @@ pub(crate) enum PortKind {
 }
 
 impl Port {
+    /// Goes on where another process's port was.
+    pub(crate) fn restore(&mut self, state: &PortState) {
+        for (name, counter) in self.counters.named() {
+            counter.add(state.counters.get(name).copied().unwrap_or_default());
+        }
+        if let PortKind::Guest(guest) = &mut self.kind {
+            guest.counted = state.counted;
+        }
+    }
+
     /// The guest behind it.
     pub(crate) fn guest(&mut self) -> Option<&mut GuestPort> {
         match &mut self.kind {

@@ -20,6 +20,7 @@ pub mod counters;
 mod fabric;
 mod frame;
 mod generator;
+pub mod handover;
 mod offload;
 mod port;
 mod switch;

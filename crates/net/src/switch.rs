@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use foldhash::fast::RandomState;
 
 use crate::frame::{Ethernet, Mac};
+use crate::handover::Learned;
 
 /// Seconds after which an address that sent nothing is forgotten.
 const MAX_AGE: u64 = 300;
@@ -111,6 +112,21 @@ impl Switch {
         self.last_src = Some((key, entry));
     }
 
+    /// The addresses learned, for another switch of as many ports.
+    pub(crate) fn learned(&self) -> Vec<Learned> {
+        let learned =
+            |(key, entry): (&Key, &Entry)| Learned { key: key.0, port: entry.port, seen: entry.seen };
+        self.table.iter().map(learned).collect()
+    }
+
+    /// Learns what another switch had learned, within the bounds of this one.
+    pub(crate) fn learn_again(&mut self, learned: &[Learned], now: u64) {
+        let ports = self.learned.len();
+        for &Learned { key, port, seen } in learned.iter().filter(|l| l.port < ports) {
+            self.learn(Key(key), port, seen.min(now));
+        }
+    }
+
     /// Forgets addresses that have sent nothing for long. To be called every now and then.
     pub(crate) fn age(&mut self, now: u64) {
         if now >= self.next_sweep {
@@ -201,6 +217,31 @@ mod tests {
         switch.forget_port(0);
         assert_eq!(switch.decide(&frame(2, 1), 1, 0), Decision::Flood);
         assert_eq!(switch.learned, [0, 1]);
+    }
+
+    /// Another switch goes on with the addresses, and forgets them when this one would have; what it has no port or no
+    /// room for it leaves.
+    #[test]
+    fn another_switch_learns_it_again() {
+        let mut switch = Switch::new(3);
+        switch.decide(&frame(1, 9), 0, 0);
+        switch.decide(&frame(2, 9), 1, 100);
+        switch.decide(&frame(3, 9), 2, 100);
+        let mut other = Switch::new(2);
+        other.learn_again(&switch.learned(), 100);
+        assert_eq!(other.learned, [1, 1]);
+        assert_eq!(other.decide(&frame(1, 2), 0, 100), Decision::To(1));
+        other.learn_again(&switch.learned(), 100);
+        other.age(MAX_AGE + 100);
+        assert_eq!(other.decide(&frame(4, 2), 0, MAX_AGE + 100), Decision::To(1));
+        other.age(MAX_AGE + 111);
+        assert_eq!(other.decide(&frame(4, 2), 0, MAX_AGE + 111), Decision::Flood);
+        let many: Vec<_> =
+            (0..=MAX_PER_PORT as u64).map(|key| Learned { key, port: 0, seen: u64::MAX }).collect();
+        let mut other = Switch::new(1);
+        other.learn_again(&many, 7);
+        assert_eq!(other.learned, [MAX_PER_PORT]);
+        assert!(other.learned().iter().all(|l| l.seen == 7));
     }
 
     /// A guest that invents addresses fills its own share only.

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A round polls every ring once, a burst at most, so that no port starves another. Commands of the control
-//! thread are carried out between rounds. What a driver does wrong stops its ring, and is told by an [`Event`];
+//! thread are carried out between rounds; one of them suspends the rounds until another resumes them. What a driver does wrong stops its ring, and is told by an [`Event`];
 //! all else goes on.
 
 use std::io;
@@ -31,6 +31,7 @@ use crate::counters::{Counter, Counters, DropReason};
 use crate::fabric::{Event, Fabric, Forward, Port, PortKind};
 use crate::frame::{ETHERNET_LEN, Ethernet, Frame, Mac, rarp};
 use crate::generator::Generator;
+use crate::handover::{HeldWorker, WorkerState};
 use crate::offload::MAX_FRAME;
 use crate::port::guest::{GuestPort, Vring};
 use crate::port::tap::{Tap, TapBuffer};
@@ -76,6 +77,8 @@ pub(crate) enum Command {
     Forget { port: usize },
     Retake { port: usize },
     Announce { port: usize, mac: Mac },
+    Suspend { reply: SyncSender<HeldWorker> },
+    Resume,
     Quit,
 }
 
@@ -155,14 +158,35 @@ impl Worker {
     /// # Errors
     /// The kernel's.
     pub fn start(ports: Vec<PortSpec>, forward: Forward, busy_poll: Duration) -> io::Result<Self> {
+        let worker = Self::restore(ports, forward, busy_poll, &WorkerState::default())?;
+        worker.resume();
+        Ok(worker)
+    }
+
+    /// Starts a worker that goes on where another was, once it is resumed.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn restore(
+        ports: Vec<PortSpec>,
+        forward: Forward,
+        busy_poll: Duration,
+        state: &WorkerState,
+    ) -> io::Result<Self> {
         let (commands, inbox) = channel();
         let (event_sender, events) = channel();
         let signal = Arc::new(Signal::new()?);
         let event_signal = Arc::new(Signal::new()?);
         let counters = Arc::new(WorkerCounters::default());
+        counters.waits.add(state.waits);
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         watch(&epoll, signal.fd.as_fd(), Token::Command)?;
-        let ports: Vec<Port> = ports.into_iter().map(PortSpec::open).collect();
+        let mut ports: Vec<Port> = ports.into_iter().map(PortSpec::open).collect();
+        for (port, state) in ports.iter_mut().zip(&state.ports) {
+            port.restore(state);
+        }
+        let mut switch = Switch::new(ports.len());
+        switch.learn_again(&state.learned, state.now);
         for (index, port) in ports.iter().enumerate() {
             if let PortKind::Tap { tap, .. } = &port.kind {
                 watch(&epoll, tap.as_fd(), Token::Tap(index))?;
@@ -175,11 +199,11 @@ impl Worker {
         let port_counters = ports.iter().map(|p| Arc::clone(&p.counters)).collect();
         let thread = Loop {
             fabric: Fabric {
-                switch: Switch::new(ports.len()),
+                switch,
                 ports,
                 forward,
                 scratch: Vec::with_capacity(MAX_FRAME),
-                now: 0,
+                now: state.now,
                 events: event_sender,
                 event_signal: Arc::clone(&event_signal),
             },
@@ -191,13 +215,28 @@ impl Worker {
             epoll,
             burst: Burst::default(),
             tap_buffer: TapBuffer::default(),
-            start: Instant::now(),
+            start: Instant::now().checked_sub(Duration::from_secs(state.now)).unwrap_or_else(Instant::now),
             rounds: 0,
             is_busy: false,
         };
-        let thread = std::thread::Builder::new().name("worker".into()).spawn(move || thread.run())?;
         let mailbox = Mailbox { commands, signal };
+        // Before its first round.
+        mailbox.send(Command::Suspend { reply: std::sync::mpsc::sync_channel(1).0 });
+        let thread = std::thread::Builder::new().name("worker".into()).spawn(move || thread.run())?;
         Ok(Self { mailbox, events, event_signal, ports: port_counters, counters, thread: Some(thread) })
+    }
+
+    /// Suspends it: from when this returns it looks at no ring and no tap until [`Worker::resume`], and carries out
+    /// commands. `None` if it has ended.
+    pub fn suspend(&self) -> Option<HeldWorker> {
+        let (reply, answer) = std::sync::mpsc::sync_channel(1);
+        self.mailbox.send(Command::Suspend { reply });
+        answer.recv().ok()
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.mailbox.send(Command::Resume);
     }
 
     /// The way to it.
@@ -330,32 +369,66 @@ impl Loop {
     fn obey(&mut self) -> bool {
         while let Ok(command) = self.inbox.try_recv() {
             match command {
-                Command::Start { port, session, index, vring } => {
-                    self.start_vring(port, session, index, *vring);
+                Command::Suspend { reply } => {
+                    // The control thread waits for it, but at the start.
+                    let _ = reply.send(self.hold());
+                    if self.stand_by() {
+                        return true;
+                    }
                 }
-                Command::Stop { port, index, reply } => {
-                    // The session waits for the answer.
-                    let _ = reply.send(self.stop_vring(port, index));
-                }
-                Command::Enable { port, index, enabled } => {
-                    self.fabric.guest(port).enable(index, enabled);
-                }
-                Command::SetCall { port, index, call } => self.fabric.guest(port).set_call(index, call),
-                Command::SetErr { port, index, err } => self.fabric.guest(port).set_err(index, err),
-                Command::Sync { reply } => {
-                    // The session waits for it.
-                    let _ = reply.send(());
-                }
-                Command::Announce { port, mac } => self.announce(port, mac),
-                Command::Retake { port } => {
-                    self.burst = Burst::default();
-                    self.fabric.guest(port).retake();
-                }
-                Command::Forget { port } => self.fabric.switch.forget_port(port),
                 Command::Quit => return true,
+                other => self.carry_out(other),
             }
         }
         false
+    }
+
+    /// Carries out commands, and does nothing else until it is resumed; returns whether to quit.
+    fn stand_by(&mut self) -> bool {
+        loop {
+            match self.inbox.recv() {
+                Ok(Command::Resume) => return false,
+                Ok(Command::Quit) | Err(_) => return true,
+                Ok(other) => self.carry_out(other),
+            }
+        }
+    }
+
+    fn carry_out(&mut self, command: Command) {
+        match command {
+            Command::Start { port, session, index, vring } => {
+                self.start_vring(port, session, index, *vring);
+            }
+            Command::Stop { port, index, reply } => {
+                // The session waits for the answer.
+                let _ = reply.send(self.stop_vring(port, index));
+            }
+            Command::Enable { port, index, enabled } => self.fabric.guest(port).enable(index, enabled),
+            Command::SetCall { port, index, call } => self.fabric.guest(port).set_call(index, call),
+            Command::SetErr { port, index, err } => self.fabric.guest(port).set_err(index, err),
+            Command::Sync { reply } => {
+                // The session waits for it.
+                let _ = reply.send(());
+            }
+            Command::Announce { port, mac } => self.announce(port, mac),
+            Command::Retake { port } => {
+                self.burst = Burst::default();
+                self.fabric.guest(port).retake();
+            }
+            Command::Forget { port } => self.fabric.switch.forget_port(port),
+            // What the rounds do has no meaning outside of them.
+            Command::Suspend { .. } | Command::Resume | Command::Quit => {}
+        }
+    }
+
+    /// What another worker needs to go on, but for the rings.
+    fn hold(&self) -> HeldWorker {
+        let ports = self.fabric.ports.iter().map(|port| match &port.kind {
+            PortKind::Guest(guest) => (guest.counted, None),
+            PortKind::Tap { tap, .. } => (None, Some(tap.try_clone())),
+        });
+        let ports = ports.collect();
+        HeldWorker { now: self.fabric.now, learned: self.fabric.switch.learned(), ports }
     }
 
     fn start_vring(&mut self, port: usize, session: u64, index: u16, mut vring: Running) {

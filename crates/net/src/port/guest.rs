@@ -45,7 +45,7 @@ pub(crate) struct GuestPort {
     has_iommu: bool,
     /// The number of the session that started the rings, and of the last one counted.
     session: u64,
-    counted: Option<u64>,
+    pub(crate) counted: Option<u64>,
 }
 
 /// A running ring.

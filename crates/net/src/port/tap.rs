@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use ringway_device::net::Offloads;
@@ -83,6 +83,23 @@ impl Tap {
         Ok(tap)
     }
 
+    /// Goes on with a file that another process attached to a tap. It may have another name by now.
+    ///
+    /// # Errors
+    /// The kernel's, if it is no such file; `InvalidInput` if it is attached otherwise than by [`Tap::open`].
+    pub(crate) fn adopt(file: OwnedFd) -> io::Result<Self> {
+        let file = File::from(file);
+        if sys::flags(&file)? & sys::FLAGS != sys::FLAGS {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Ok(Self { file })
+    }
+
+    /// Another file descriptor of it, for another process.
+    pub(crate) fn try_clone(&self) -> io::Result<OwnedFd> {
+        self.file.try_clone().map(OwnedFd::from)
+    }
+
     /// Says which frames may be read from the tap: with partial checksums, to be segmented.
     pub(crate) fn set_offloads(&self, receiver: Offloads) -> io::Result<()> {
         let mut flags = 0;
@@ -145,16 +162,28 @@ impl AsFd for Tap {
 mod sys {
     use super::{AsRawFd, File, io};
 
+    /// Ethernet frames, each with a header of virtio-net and no other.
+    pub(super) const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+
     pub(super) fn attach(file: &File, name: &str) -> io::Result<()> {
         // SAFETY: all-zero is a valid `ifreq`.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
             *to = from.cast_signed();
         }
-        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-        request.ifr_ifru.ifru_flags = flags as libc::c_short;
+        request.ifr_ifru.ifru_flags = FLAGS as libc::c_short;
         // SAFETY: TUNSETIFF reads an `ifreq`, which lives for the call.
         check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
+    }
+
+    /// How it is attached.
+    pub(super) fn flags(file: &File) -> io::Result<libc::c_int> {
+        // SAFETY: all-zero is a valid `ifreq`.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        // SAFETY: TUNGETIFF writes an `ifreq`, which lives for the call.
+        check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
+        // SAFETY: TUNGETIFF fills in the flags; any bits are a number.
+        Ok(unsafe { request.ifr_ifru.ifru_flags }.into())
     }
 
     pub(super) fn set_header_len(file: &File, len: usize) -> io::Result<()> {

@@ -1,0 +1,134 @@
+//! What a worker and its ports hand to those of another process: counters, learned addresses, taps, and what the
+//! drivers negotiated. The rings are the sessions' to stop and to start again.
+//!
+//! ```text
+//!   here    Worker::suspend ──► (sessions stop their rings) ──► HeldWorker::state ──► sent
+//!              └──── Worker::resume, if it failed
+//!   there   Worker::restore ──► (sessions start their rings) ──► Worker::resume
+//! ```
+//!
+//! A suspended worker looks at no ring and no tap, and carries out commands. All rings stop after that, so no frame
+//! meets a receiver that has stopped already; and all start before the other worker looks at the first.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use ringway_device::net::State;
+use ringway_vhost::handover::{FdIndex, FilesIn, FilesOut, HandoverError};
+use serde::{Deserialize, Serialize};
+
+use crate::Tap;
+use crate::control::GuestDevice;
+use crate::port::guest::lock;
+
+/// The state of a suspended worker.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct WorkerState {
+    /// Seconds since the first of the workers started.
+    pub(crate) now: u64,
+    /// System calls made to wait.
+    pub(crate) waits: u64,
+    pub(crate) learned: Vec<Learned>,
+    pub(crate) ports: Vec<PortState>,
+}
+
+/// An address that the switch has learned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Learned {
+    /// The VLAN and the address.
+    pub(crate) key: u64,
+    pub(crate) port: usize,
+    pub(crate) seen: u64,
+}
+
+/// What a port has come to.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct PortState {
+    /// By their names.
+    pub(crate) counters: BTreeMap<String, u64>,
+    /// The last session that was counted.
+    pub(crate) counted: Option<u64>,
+    tap: Option<FdIndex>,
+}
+
+/// What a worker told when it was suspended.
+pub struct HeldWorker {
+    pub(crate) now: u64,
+    pub(crate) learned: Vec<Learned>,
+    /// A port's last counted session, and its tap.
+    pub(crate) ports: Vec<(Option<u64>, Option<io::Result<OwnedFd>>)>,
+}
+
+impl HeldWorker {
+    /// The state to hand over, with the worker's counters; the taps are added to `files`.
+    ///
+    /// # Errors
+    /// The kernel's, if there is no file descriptor left for a tap.
+    pub fn state<'w>(
+        &'w self,
+        worker: &crate::worker::Worker,
+        files: &mut FilesOut<'w>,
+    ) -> Result<WorkerState, HandoverError> {
+        let ports = self.ports.iter().zip(worker.port_counters()).map(|((counted, tap), counters)| {
+            let tap = match tap {
+                None => None,
+                Some(Ok(tap)) => Some(files.add(tap.as_fd())),
+                Some(Err(error)) => return Err(io::Error::from(error.kind()).into()),
+            };
+            let counters = counters.named().map(|(name, counter)| (name.to_owned(), counter.get()));
+            Ok(PortState { counters: counters.collect(), counted: *counted, tap })
+        });
+        Ok(WorkerState {
+            now: self.now,
+            waits: worker.counters().waits.get(),
+            learned: self.learned.clone(),
+            ports: ports.collect::<Result<_, HandoverError>>()?,
+        })
+    }
+}
+
+impl WorkerState {
+    /// Takes the tap of a port.
+    ///
+    /// # Errors
+    /// [`HandoverError`] if it has none, or another file.
+    pub fn take_tap(&mut self, port: usize, files: &mut FilesIn) -> Result<Tap, HandoverError> {
+        let tap = self.ports.get_mut(port).and_then(|port| port.tap.take());
+        let file = files.take(tap.ok_or(HandoverError::BadValue("a tap"))?)?;
+        Tap::adopt(file).map_err(|_| HandoverError::BadValue("a tap"))
+    }
+}
+
+/// What a driver negotiated.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DeviceState {
+    acked: Option<u64>,
+    status: u8,
+    active_pairs: u16,
+    session: u64,
+}
+
+impl GuestDevice {
+    /// Its state.
+    pub fn state(&self) -> DeviceState {
+        let State { acked, status, active_pairs } = lock(&self.device).state();
+        DeviceState { acked, status, active_pairs, session: self.session }
+    }
+
+    /// A new device goes on where another was.
+    ///
+    /// # Errors
+    /// [`HandoverError::Features`] if it does not offer what was acked.
+    pub fn restore(&mut self, state: &DeviceState) -> Result<(), HandoverError> {
+        let DeviceState { acked, status, active_pairs, session } = *state;
+        let mut device = lock(&self.device);
+        let features = acked.unwrap_or_default() & !device.negotiation().offered();
+        device
+            .restore(State { acked, status, active_pairs })
+            .map_err(|_| HandoverError::Features { kind: "virtio", features })?;
+        drop(device);
+        self.session = session;
+        Ok(())
+    }
+}

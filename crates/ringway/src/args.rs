@@ -28,6 +28,7 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     Switch(Switch),
     Net(Net),
+    Upgrade(Upgrade),
 }
 
 /// An Ethernet switch whose ports are vhost-user sockets
@@ -118,6 +119,18 @@ pub(crate) struct Net {
 
     #[command(flatten)]
     pub(crate) worker: Worker,
+}
+
+/// Replaces a running server by the program that now lies where it was started from
+///
+/// The server starts the new program with its own arguments and hands everything over: sockets, guests' memory, rings.
+/// Guests see a short pause at most. If that fails, the server goes on as before, and this command says why. SIGUSR2 to
+/// the server does the same.
+#[derive(ClapArgs, Debug)]
+pub(crate) struct Upgrade {
+    /// The process of the running server
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    pub(crate) pid: i32,
 }
 
 /// How the worker works.

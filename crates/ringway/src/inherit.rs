@@ -1,7 +1,7 @@
-//! Sockets inherited from the program that started this one, by their number (`--fd`).
-#![allow(unsafe_code, reason = "a number from the command line becomes a file descriptor, once")]
+//! Sockets inherited from the program that started this one, by their number (`--fd`, and in an upgrade).
+#![allow(unsafe_code, reason = "a number from outside becomes a file descriptor, once")]
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use anyhow::{Context, Result, bail};
@@ -26,4 +26,20 @@ pub(crate) fn socket(number: i32) -> Result<Source> {
     } else {
         Ok(Source::Connected(UnixStream::from(fd)))
     }
+}
+
+/// The socket with this number, which the server that this one replaces made for this one alone. Nothing else here knows
+/// of it, and it is not passed on.
+pub(crate) fn take(number: i32) -> Result<OwnedFd> {
+    if number < 3 {
+        bail!("file descriptor {number} is none that an upgrade hands over");
+    }
+    // SAFETY: as above.
+    let inherited = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::net::sockopt::socket_type(inherited)
+        .with_context(|| format!("no socket was inherited as file descriptor {number}"))?;
+    // SAFETY: it is open, and nobody else's: the standard streams apart, this program has opened nothing yet.
+    let socket = unsafe { OwnedFd::from_raw_fd(number) };
+    rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)?;
+    Ok(socket)
 }

@@ -1,12 +1,15 @@
 //! `ringway`: a vhost-user server that gives virtual machines their network.
 //!
 //! The program is thin: [`args`] is the command line, [`setup`] turns it into ports and a worker, [`serve`] is
-//! the control thread's loop. What moves frames is the `net` crate; what speaks to front-ends is `vhost`.
+//! the control thread's loop, [`upgrade`] hands all of it to a newer program. What moves frames is the `net` crate; what
+//! speaks to front-ends is `vhost`.
 
 mod args;
 mod inherit;
+mod notify;
 mod serve;
 mod setup;
+mod upgrade;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -31,6 +34,7 @@ fn main() -> ExitCode {
     let result = match args.command {
         args::Command::Switch(args) => setup::switch(&args),
         args::Command::Net(args) => setup::net(&args),
+        args::Command::Upgrade(args) => upgrade::command::run(args.pid),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

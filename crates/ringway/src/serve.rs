@@ -1,4 +1,5 @@
-//! The control thread: front-ends attach and talk, signals come, the worker tells what went wrong.
+//! The control thread: front-ends attach and talk, signals come, the worker tells what went wrong, and another process
+//! takes over.
 
 use std::fmt::Write as _;
 use std::io::{Read, Write};
@@ -15,8 +16,10 @@ use ringway_queue::QueueError;
 use ringway_vhost::endpoint::Endpoint;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use tracing::{error, warn};
+
+use crate::upgrade::{self, Program, Successor};
 
 /// The longest wait at a time.
 const MAX_WAIT: Duration = Duration::from_mins(1);
@@ -26,11 +29,12 @@ const MAX_WAIT: Duration = Duration::from_mins(1);
 pub(crate) struct Signals {
     end: UnixStream,
     print: UnixStream,
+    upgrade: UnixStream,
 }
 
 impl Signals {
     pub(crate) fn install() -> std::io::Result<Self> {
-        Ok(Self { end: pipe(&[SIGTERM, SIGINT])?, print: pipe(&[SIGUSR1])? })
+        Ok(Self { end: pipe(&[SIGTERM, SIGINT])?, print: pipe(&[SIGUSR1])?, upgrade: pipe(&[SIGUSR2])? })
     }
 }
 
@@ -44,47 +48,77 @@ fn pipe(signals: &[i32]) -> std::io::Result<UnixStream> {
     Ok(read)
 }
 
-/// Serves until a signal ends it, or until no front-end can come any more. Prints the counters in the end.
-pub(crate) fn serve(
-    mut endpoints: Vec<Endpoint<GuestDevice>>,
-    worker: &Worker,
-    names: &[String],
-    signals: &Signals,
-) -> Result<()> {
+/// All that runs.
+pub(crate) struct Server {
+    pub(crate) endpoints: Vec<Endpoint<GuestDevice>>,
+    pub(crate) worker: Worker,
+    /// The ports', in the worker's order; the endpoints' come first.
+    pub(crate) names: Vec<String>,
+}
+
+/// Serves until a signal ends it, until no front-end can come any more, or until another process has taken over.
+/// Prints the counters in the end, unless they go on there.
+pub(crate) fn serve(mut server: Server, signals: &Signals, program: &Program) -> Result<()> {
+    let mut successor: Option<Successor> = None;
     loop {
-        for endpoint in &mut endpoints {
-            endpoint.turn();
-        }
-        while let Some(event) = worker.next_event() {
-            obey(event, &mut endpoints, names);
-        }
-        if endpoints.iter().all(Endpoint::is_spent) {
+        server.turn();
+        if server.endpoints.iter().all(Endpoint::is_spent) {
             break;
         }
-        wait(&endpoints, worker, signals).context("cannot wait for events")?;
+        wait(&server, signals, successor.as_ref()).context("cannot wait for events")?;
         if has_come(&signals.end) {
             break;
         }
         if has_come(&signals.print) {
-            print_counters(worker, names);
+            server.print_counters();
+        }
+        if has_come(&signals.upgrade) && successor.is_none() {
+            successor = upgrade::begin(program);
+        }
+        if let Some(successor) = successor.take_if(|s| s.is_due())
+            && upgrade::hand_over(successor, &mut server)
+        {
+            return Ok(());
         }
     }
+    // A program that was about to take over ends first.
+    drop(successor);
+    let Server { endpoints, worker, names } = server;
     // Front-ends are let go before the counters are read: nothing moves any more.
     drop(endpoints);
-    print_counters(worker, names);
+    Server { endpoints: Vec::new(), worker, names }.print_counters();
     Ok(())
 }
 
+impl Server {
+    /// Does what can be done now.
+    fn turn(&mut self) {
+        for endpoint in &mut self.endpoints {
+            endpoint.turn();
+        }
+        while let Some(event) = self.worker.next_event() {
+            obey(event, &mut self.endpoints, &self.names);
+        }
+    }
+
+    /// Prints the counters of every port, and what they come to.
+    fn print_counters(&self) {
+        print_counters(&self.worker, &self.names);
+    }
+}
+
 /// Waits until something is ready, or an endpoint wants its turn.
-fn wait(endpoints: &[Endpoint<GuestDevice>], worker: &Worker, signals: &Signals) -> rustix::io::Result<()> {
-    let own = [signals.end.as_fd(), signals.print.as_fd(), worker.event_fd()];
+fn wait(server: &Server, signals: &Signals, successor: Option<&Successor>) -> rustix::io::Result<()> {
+    let Server { endpoints, worker, .. } = server;
+    let own = [signals.end.as_fd(), signals.print.as_fd(), signals.upgrade.as_fd(), worker.event_fd()];
     let mut fds: Vec<_> = endpoints
         .iter()
         .flat_map(Endpoint::interests)
-        .chain(own.map(|fd| (fd, PollFlags::IN)))
+        .chain(own.into_iter().chain(successor.map(AsFd::as_fd)).map(|fd| (fd, PollFlags::IN)))
         .map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags))
         .collect();
-    let limit = endpoints.iter().filter_map(Endpoint::next_try).min().map(|at| {
+    let next_try = endpoints.iter().filter_map(Endpoint::next_try);
+    let limit = next_try.chain(successor.map(Successor::deadline)).min().map(|at| {
         let left = at.saturating_duration_since(Instant::now()).min(MAX_WAIT);
         Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() }
     });

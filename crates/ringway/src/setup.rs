@@ -1,31 +1,48 @@
 //! From the command line to ports, a worker, and the sockets where front-ends attach.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use ringway_device::net::{NetDevice, Settings};
 use ringway_net::control::GuestDevice;
+use ringway_net::handover::WorkerState;
 use ringway_net::worker::{PortSpec, Worker};
 use ringway_net::{Forward, Mac, Tap};
 use ringway_vhost::endpoint::{Endpoint, Source};
 
-use crate::serve::Signals;
-use crate::{args, inherit, serve};
+use crate::serve::{Server, Signals};
+use crate::upgrade::{Predecessor, Program};
+use crate::{args, inherit, notify, serve};
 
 /// What `--print-capabilities` prints (`docs/interop/vhost-user.json` of QEMU).
 pub(crate) fn capabilities() -> String {
     format!("{:#}\n", serde_json::json!({ "type": "net" }))
 }
 
+/// Where a port's front-ends attach.
+enum Place {
+    Listen(PathBuf),
+    Connect(PathBuf),
+    Inherited(i32),
+}
+
 /// A guest's port to be.
 struct Guest {
     name: String,
-    source: Source,
+    place: Place,
     settings: Settings,
     postcopy: bool,
+}
+
+/// A server to be.
+pub(crate) struct Plan {
+    guests: Vec<Guest>,
+    tap: Option<String>,
+    forward: Forward,
+    busy_poll: Duration,
 }
 
 /// `ringway switch`.
@@ -37,11 +54,8 @@ pub(crate) fn switch(args: &args::Switch) -> Result<()> {
         if !names.insert(&port.name) {
             bail!("port {}: the name is given twice", port.name);
         }
-        let source = if port.client {
-            Source::Connect(port.socket.clone())
-        } else {
-            listen(&port.name, &port.socket)?
-        };
+        let path = port.socket.clone();
+        let place = if port.client { Place::Connect(path) } else { Place::Listen(path) };
         // The receivers of a frame are not known before it comes, and not all take frames to be segmented.
         let settings = Settings {
             mac: port.mac.map(Mac::octets),
@@ -50,21 +64,22 @@ pub(crate) fn switch(args: &args::Switch) -> Result<()> {
             segmentation: false,
             iommu: port.iommu,
         };
-        guests.push(Guest { name: port.name.clone(), source, settings, postcopy: port.postcopy });
+        guests.push(Guest { name: port.name.clone(), place, settings, postcopy: port.postcopy });
     }
-    run(guests, args.uplink.as_deref(), Forward::Switch, &args.worker, &signals)
+    let busy_poll = Duration::from_micros(args.worker.busy_poll);
+    Plan { guests, tap: args.uplink.clone(), forward: Forward::Switch, busy_poll }.run(&signals)
 }
 
 /// `ringway net`.
 pub(crate) fn net(args: &args::Net) -> Result<()> {
     let signals = signals()?;
-    let source = match (&args.socket_path, args.fd) {
-        (Some(path), None) => listen("net", path)?,
-        (None, Some(fd)) => inherit::socket(fd)?,
+    let place = match (&args.socket_path, args.fd) {
+        (Some(path), None) => Place::Listen(path.clone()),
+        (None, Some(fd)) => Place::Inherited(fd),
         _ => bail!("say where front-ends attach: --socket-path=PATH, or --fd=N for an inherited socket"),
     };
     let (forward, tap) = match &args.uplink {
-        args::Uplink::Tap(name) => (Forward::Wire, Some(name.as_str())),
+        args::Uplink::Tap(name) => (Forward::Wire, Some(name.clone())),
         args::Uplink::Sink => (Forward::Sink, None),
         args::Uplink::Echo => (Forward::Echo, None),
         args::Uplink::Generate(size) => (Forward::Generate(*size), None),
@@ -79,8 +94,9 @@ pub(crate) fn net(args: &args::Net) -> Result<()> {
         segmentation,
         iommu: args.iommu,
     };
-    let guest = Guest { name: "net".into(), source, settings, postcopy: args.postcopy };
-    run(vec![guest], tap, forward, &args.worker, &signals)
+    let guest = Guest { name: "net".into(), place, settings, postcopy: args.postcopy };
+    let busy_poll = Duration::from_micros(args.worker.busy_poll);
+    Plan { guests: vec![guest], tap, forward, busy_poll }.run(&signals)
 }
 
 fn listen(name: &str, path: &Path) -> Result<Source> {
@@ -97,38 +113,83 @@ fn signals() -> Result<Signals> {
     Signals::install().context("cannot install signal handlers")
 }
 
-/// Starts the worker and serves until the end.
-fn run(
-    guests: Vec<Guest>,
-    tap: Option<&str>,
-    forward: Forward,
-    worker: &args::Worker,
-    signals: &Signals,
-) -> Result<()> {
-    let mut names = Vec::new();
-    let mut specs = Vec::new();
-    let mut devices = Vec::new();
-    for guest in &guests {
-        let device = NetDevice::new(guest.settings).with_context(|| format!("port {}", guest.name))?;
-        let device = Arc::new(Mutex::new(device));
-        specs.push(PortSpec::Guest(Arc::clone(&device)));
-        devices.push(device);
-        names.push(guest.name.clone());
+impl Place {
+    fn open(&self, name: &str) -> Result<Source> {
+        match self {
+            Self::Listen(path) => listen(name, path),
+            Self::Connect(path) => Ok(Source::Connect(path.clone())),
+            Self::Inherited(number) => inherit::socket(*number),
+        }
     }
-    if let Some(name) = tap {
-        specs.push(PortSpec::Tap(Tap::open(name)?));
-        names.push(format!("tap:{name}"));
+}
+
+impl Plan {
+    /// Serves until the end.
+    fn run(self, signals: &Signals) -> Result<()> {
+        let program = Program::find();
+        let server = match Predecessor::find()? {
+            None => self.start()?,
+            Some(predecessor) => predecessor.take_over(&self)?,
+        };
+        serve::serve(server, signals, &program)
     }
-    let busy_poll = Duration::from_micros(worker.busy_poll);
-    let worker = Worker::start(specs, forward, busy_poll).context("cannot start the worker")?;
-    let endpoints = guests
-        .into_iter()
-        .zip(devices)
-        .enumerate()
-        .map(|(port, (guest, device))| {
-            let device = GuestDevice::new(port, device, guest.settings.mtu, guest.postcopy, worker.mailbox());
-            Endpoint::new(guest.name, guest.source, device)
+
+    /// Opens the sockets and the tap, and starts the worker.
+    fn start(&self) -> Result<Server> {
+        let open = |guest: &Guest| guest.place.open(&guest.name);
+        let sources = self.guests.iter().map(open).collect::<Result<Vec<_>>>()?;
+        let devices = self.devices()?;
+        let tap = self.tap.as_deref().map(Tap::open).transpose()?;
+        let worker = Worker::start(ports(&devices, tap), self.forward, self.busy_poll)
+            .context("cannot start the worker")?;
+        let devices = self.guest_devices(devices, &worker);
+        let endpoints = self.guests.iter().zip(sources).zip(devices);
+        let endpoints =
+            endpoints.map(|((guest, source), device)| Endpoint::new(guest.name.clone(), source, device));
+        let server = Server { endpoints: endpoints.collect(), worker, names: self.names() };
+        notify::send("READY=1");
+        Ok(server)
+    }
+
+    /// The ports' names, the tap's last.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let tap = self.tap.iter().map(|name| format!("tap:{name}"));
+        self.guests.iter().map(|guest| guest.name.clone()).chain(tap).collect()
+    }
+
+    /// Whether the last port is a tap.
+    pub(crate) fn has_tap(&self) -> bool {
+        self.tap.is_some()
+    }
+
+    /// The guests' devices.
+    pub(crate) fn devices(&self) -> Result<Vec<Arc<Mutex<NetDevice>>>> {
+        let device = |guest: &Guest| {
+            let device = NetDevice::new(guest.settings).with_context(|| format!("port {}", guest.name))?;
+            Ok(Arc::new(Mutex::new(device)))
+        };
+        self.guests.iter().map(device).collect()
+    }
+
+    /// A worker that goes on where another was, once it is resumed.
+    pub(crate) fn restore_worker(&self, ports: Vec<PortSpec>, state: &WorkerState) -> Result<Worker> {
+        Worker::restore(ports, self.forward, self.busy_poll, state).context("cannot start the worker")
+    }
+
+    /// The devices as their sessions see them.
+    pub(crate) fn guest_devices(
+        &self,
+        devices: Vec<Arc<Mutex<NetDevice>>>,
+        worker: &Worker,
+    ) -> impl Iterator<Item = GuestDevice> {
+        self.guests.iter().zip(devices).enumerate().map(|(port, (guest, device))| {
+            GuestDevice::new(port, device, guest.settings.mtu, guest.postcopy, worker.mailbox())
         })
-        .collect();
-    serve::serve(endpoints, &worker, &names, signals)
+    }
+}
+
+/// The worker's ports: the guests, then the tap.
+pub(crate) fn ports(devices: &[Arc<Mutex<NetDevice>>], tap: Option<Tap>) -> Vec<PortSpec> {
+    let guests = devices.iter().map(|device| PortSpec::Guest(Arc::clone(device)));
+    guests.chain(tap.map(PortSpec::Tap)).collect()
 }

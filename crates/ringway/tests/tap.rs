@@ -238,6 +238,51 @@ fn frames_go_both_ways() {
     assert_eq!((counters.dropped(&tap), moved("net", "no-buffer")), (0, 0), "{counters:?}");
 }
 
+/// The tap is handed over with all that waits in it: a TCP connection between a guest and the host outlives upgrades, and
+/// the interface is never away.
+#[test]
+fn the_tap_outlives_upgrades() {
+    for mut bench in [Bench::net(), Bench::switch()] {
+        let port = if bench.server.socket("net").exists() { "net" } else { "a" };
+        let mut guest = bench.guest(port, 0, feature::VERSION_1 | feature::NET_MRG_RXBUF);
+        let mut connection = Connection::open(&bench, &mut guest, 7010);
+        let before = bench.server.open_fds().unwrap();
+        let index = interface_index(&bench);
+        for round in 0..5u8 {
+            connection.host.write_all(&[round; 3000]).unwrap();
+            bench.server.upgrade().unwrap();
+            connection.host.write_all(&[round; 3000]).unwrap();
+            let mut bytes: Vec<u8> = Vec::new();
+            while bytes.len() < 6000 {
+                let (_, frame) = guest.recv_ip();
+                // The host may have sent again what was not acknowledged in time.
+                if sequence(&frame) == connection.expected {
+                    bytes.extend(&frame[54..]);
+                    connection.expected += frame.len() as u32 - 54;
+                }
+                let ack = segment(&connection.flow, connection.sequence, connection.expected, &[]);
+                guest.frontend.send_frame(&complete(ack)).unwrap();
+            }
+            assert_eq!(bytes, [round; 6000]);
+            let ack = segment(&connection.flow, connection.sequence, connection.expected, &[round; 100]);
+            guest.frontend.send_frame(&complete(ack)).unwrap();
+            connection.sequence += 100;
+            let mut text = [0; 100];
+            connection.host.read_exact(&mut text).unwrap();
+            assert_eq!(text, [round; 100]);
+        }
+        assert_eq!(interface_index(&bench), index, "the same interface");
+        assert_eq!(bench.server.open_fds().unwrap(), before);
+        assert_eq!(bench.tap_counter("not-ready"), 0);
+    }
+}
+
+/// The number of the tap's interface, which another of the same name would not have.
+fn interface_index(bench: &Bench) -> String {
+    let link = bench.host.run("ip", &["-o", "link", "show", &bench.tap]).unwrap();
+    link.split(':').next().unwrap().to_owned()
+}
+
 /// [DEV-NET-packet-transmission-02] A partial checksum reaches the kernel as such, and only if the driver says
 /// so and has negotiated it.
 #[test]

@@ -5,14 +5,16 @@
 //! failure can show the last lines it said. Every wait has a time limit.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{
+    Pid, Signal, WaitOptions, getpid, kill_process, kill_process_group, set_child_subreaper, waitpid,
+};
 
 /// Set by [`interrupt`].
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -51,6 +53,35 @@ pub struct Process {
     output: Arc<Output>,
     /// Whether it leads a process group of its own.
     leads_group: bool,
+    heir: Option<Heir>,
+}
+
+/// A process that took another's place.
+struct Heir {
+    pid: Pid,
+    /// It has ended like this.
+    status: Option<ExitStatus>,
+}
+
+impl Heir {
+    fn try_wait(&mut self) -> std::io::Result<Option<ExitStatus>> {
+        if self.status.is_none() {
+            let ended = waitpid(Some(self.pid), WaitOptions::NOHANG)?;
+            self.status = ended.map(|(_, status)| ExitStatus::from_raw(status.as_raw()));
+        }
+        Ok(self.status)
+    }
+
+    fn kill(&mut self) {
+        if self.status.is_none() && kill_process(self.pid, Signal::KILL).is_ok() {
+            let _ = waitpid(Some(self.pid), WaitOptions::empty());
+        }
+    }
+}
+
+/// Orphans of processes started from now on come to this process, which can wait for them then.
+pub fn adopt_orphans() -> Result<()> {
+    set_child_subreaper(Some(getpid())).context("cannot adopt orphans")
 }
 
 impl Process {
@@ -76,7 +107,7 @@ impl Process {
             });
         }
         let stdin = child.stdin.take();
-        Ok(Self { name: name.to_owned(), child, stdin, output, leads_group: false })
+        Ok(Self { name: name.to_owned(), child, stdin, output, leads_group: false, heir: None })
     }
 
     /// Like [`Process::start`], for a program that starts further processes: it gets a process group of
@@ -94,7 +125,16 @@ impl Process {
 
     /// The process id.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.heir.as_ref().map_or_else(|| self.child.id(), |heir| heir.pid.as_raw_pid().cast_unsigned())
+    }
+
+    /// From now on this is process `pid`, which the one before started with its own output before it ended, after
+    /// [`adopt_orphans`]. Returns how that one ended.
+    pub fn follow(&mut self, pid: u32, limit: Duration) -> Result<ExitStatus> {
+        let status = self.wait(limit)?;
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("a pid is positive")?;
+        self.heir = Some(Heir { pid, status: None });
+        Ok(status)
     }
 
     /// Everything printed so far.
@@ -175,12 +215,18 @@ impl Process {
     pub fn kill(&mut self) {
         // It may have ended by itself; these calls then have nothing to do.
         self.kill_group();
+        if let Some(heir) = &mut self.heir {
+            heir.kill();
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
     /// Reaps it if it has ended, and kills what is left of its group.
     fn try_wait(&mut self) -> std::io::Result<Option<ExitStatus>> {
+        if let Some(heir) = &mut self.heir {
+            return heir.try_wait();
+        }
         let status = self.child.try_wait()?;
         if status.is_some() {
             self.kill_group();
@@ -196,7 +242,7 @@ impl Process {
     }
 
     fn raw_pid(&self) -> Result<Pid> {
-        i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).context("a pid is positive")
+        i32::try_from(self.pid()).ok().and_then(Pid::from_raw).context("a pid is positive")
     }
 }
 

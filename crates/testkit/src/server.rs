@@ -1,6 +1,7 @@
 //! `ringway` itself, as a test runs it: a process with sockets in a directory of its own, and counters.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 
-use crate::process::Process;
+use crate::process::{Process, adopt_orphans};
 
 /// How long a socket may take to appear.
 const START: Duration = Duration::from_secs(10);
@@ -19,6 +20,8 @@ pub struct Server {
     process: Process,
     /// How it was started.
     command: Command,
+    /// The program that upgrades it: itself, unless that is replaced.
+    upgrader: PathBuf,
     names: Vec<String>,
     /// Outlives the process.
     dir: tempfile::TempDir,
@@ -28,9 +31,19 @@ impl Server {
     /// Starts `program switch` with a port for each name; the socket of port `a` is [`Server::socket`]`("a")`.
     /// `extra` are further arguments.
     pub fn switch(program: &Path, ports: &[&str], extra: &[&str]) -> Result<Self> {
+        Self::switch_in(program, ports, extra, &[])
+    }
+
+    /// The same, with these environment variables.
+    pub fn switch_in(
+        program: &Path,
+        ports: &[&str],
+        extra: &[&str],
+        environment: &[(&str, &OsStr)],
+    ) -> Result<Self> {
         let dir = tempfile::tempdir().context("make a directory for sockets")?;
         let mut command = Command::new(program);
-        command.arg("switch");
+        command.arg("switch").envs(environment.iter().copied());
         for port in ports {
             // Options of a port follow its name after a comma.
             let (name, options) =
@@ -51,15 +64,30 @@ impl Server {
         Self::start(command, dir, &["net"])
     }
 
+    /// Starts `program net` on an inherited socket, by the number of its file descriptor.
+    pub fn net_on(program: &Path, fd: i32, uplink: &str) -> Result<Self> {
+        let mut command = Command::new(program);
+        command.arg("net").arg(format!("--fd={fd}")).arg(format!("--uplink={uplink}"));
+        Self::start(command, tempfile::tempdir().context("make a directory for sockets")?, &[])
+    }
+
     fn start(mut command: Command, dir: tempfile::TempDir, names: &[&str]) -> Result<Self> {
         if std::env::var_os("RINGWAY_LOG").is_none() {
             command.env("RINGWAY_LOG", "info");
         }
         let process = Process::start("ringway", &mut command)?;
         let names = names.iter().map(|&n| n.to_owned()).collect();
-        let mut server = Self { process, command, names, dir };
+        let upgrader = command.get_program().into();
+        let mut server = Self { process, command, upgrader, names, dir };
         server.wait_ready()?;
         Ok(server)
+    }
+
+    /// `ringway upgrade` is to be this program's, whatever becomes of the server's.
+    #[must_use]
+    pub fn upgraded_by(mut self, program: &Path) -> Self {
+        program.clone_into(&mut self.upgrader);
+        self
     }
 
     /// Waits until it listens on all its sockets.
@@ -96,6 +124,21 @@ impl Server {
             }
         }
         Ok(())
+    }
+
+    /// Replaces it by the program that now lies where it was started from (`ringway upgrade`). Returns how long it said
+    /// that the rings paused; an error with what the command said if it goes on as before.
+    pub fn upgrade(&mut self) -> Result<Duration> {
+        adopt_orphans()?;
+        let pid = self.process.pid().to_string();
+        let mut command = Command::new(&self.upgrader);
+        let run = command.args(["upgrade", "--pid", &pid]).output()?;
+        let (out, err) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+        ensure!(run.status.success(), "{err}");
+        let (pid, pause) = parse_upgrade(&out).with_context(|| format!("an unknown answer: {out:?}"))?;
+        let status = self.process.follow(pid, Duration::from_secs(1))?;
+        ensure!(status.success(), "the old server ended with {status}");
+        Ok(pause)
     }
 
     /// The socket of a port.
@@ -198,6 +241,13 @@ impl Counters {
             ["no-buffer", "not-ready", "too-long", "unsegmentable", "malformed", "disabled", "filtered"];
         reasons.iter().map(|r| self.get(port, r)).sum()
     }
+}
+
+/// Reads `process NEW has taken over from process OLD; rings paused for MS ms`.
+fn parse_upgrade(text: &str) -> Option<(u32, Duration)> {
+    let words: Vec<_> = text.split_whitespace().collect();
+    let ["process", pid, "has", "taken", "over", .., pause, "ms"] = words[..] else { return None };
+    Some((pid.parse().ok()?, Duration::from_secs_f64(pause.parse::<f64>().ok()? / 1e3)))
 }
 
 /// Reads `N frames N bytes, to N frames N bytes, name N, …, dropped reason N …`.

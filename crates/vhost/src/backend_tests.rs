@@ -9,16 +9,26 @@ use ringway_memory::{FrontendVa, Gpa, MapError, Mapping, RingArea};
 use ringway_queue::{Burst, ResumeState};
 use ringway_spec::feature;
 use ringway_spec::split::{self as layout, AVAIL_ENTRY, DESC_F_WRITE, IDX, RING, USED_ENTRY};
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, Timespec, eventfd, poll};
 
 use super::*;
 use crate::message::{HEADER_LEN, Header, Kind};
 use crate::{Kick, Notifier, Running};
 
+#[path = "backend_tests/channel.rs"]
+mod channel;
 #[path = "backend_tests/formats.rs"]
 mod formats;
 #[path = "backend_tests/handover.rs"]
 mod handover;
+#[path = "backend_tests/migration.rs"]
+mod migration;
+#[path = "backend_tests/postcopy.rs"]
+mod postcopy;
+#[path = "backend_tests/refused.rs"]
+mod refused;
+#[path = "backend_tests/state.rs"]
+mod state;
 
 // Requests by number.
 const GET_FEATURES: u32 = 1;
@@ -74,6 +84,9 @@ enum Told {
     Err(u16),
     Mtu(u64),
     Config(usize, Vec<u8>),
+    Kick(u16),
+    Announce([u8; 6]),
+    Load(Vec<u8>),
 }
 
 fn start(index: u16, enabled: bool) -> Told {
@@ -83,6 +96,10 @@ fn start(index: u16, enabled: bool) -> Told {
 /// A device that remembers what it was told.
 #[derive(Default)]
 struct Fake {
+    /// The protocol features that it has beside `CONFIG` and `MTU`.
+    more: u64,
+    /// Its inner state. It takes no other over that does not begin with the same byte.
+    state: Vec<u8>,
     told: Vec<Told>,
     status: u8,
     running: [Option<Running>; QUEUES as usize],
@@ -104,7 +121,7 @@ impl Device for Fake {
     }
 
     fn protocol_features(&self) -> u64 {
-        pf::CONFIG | pf::MTU
+        pf::CONFIG | pf::MTU | self.more
     }
 
     fn max_queues(&self) -> u16 {
@@ -179,6 +196,26 @@ impl Device for Fake {
     fn set_err(&mut self, index: u16, err: Notifier) {
         self.told.push(Told::Err(index));
         self.running[usize::from(index)].as_mut().expect("a running vring").err = err;
+    }
+
+    fn kick_vring(&mut self, index: u16) {
+        assert!(self.is_running(index), "only a running vring is kicked");
+        self.told.push(Told::Kick(index));
+    }
+
+    fn announce(&mut self, address: [u8; 6]) {
+        self.told.push(Told::Announce(address));
+    }
+
+    fn save_state(&self) -> Vec<u8> {
+        assert!(self.running_vrings().is_empty(), "vrings are stopped when the state is saved");
+        self.state.clone()
+    }
+
+    fn load_state(&mut self, state: &[u8]) -> Result<(), String> {
+        assert!(self.running_vrings().is_empty(), "vrings are stopped when a state is loaded");
+        self.told.push(Told::Load(state.to_vec()));
+        if state.first() == self.state.first() { Ok(()) } else { Err("of another device".to_owned()) }
     }
 
     fn has_vring(&self, index: u16) -> bool {
@@ -302,9 +339,21 @@ struct FrontEnd {
 
 impl FrontEnd {
     fn new() -> Self {
-        Self { session: Session::new("a", Fake::default()), need_reply: false }
+        Self::of(Fake::default())
     }
 
+    /// In front of a device with these protocol features beside the usual ones, which are acked with `others`.
+    fn with_more(more: u64, others: u64) -> Self {
+        let mut front = Self::of(Fake { more, ..Fake::default() });
+        front.send_u64(SET_PROTOCOL_FEATURES, more | others);
+        front
+    }
+
+    fn of(device: Fake) -> Self {
+        Self { session: Session::new("a", device), need_reply: false }
+    }
+
+    /// The bytes of the answer's payload.
     fn handle(
         &mut self,
         request: u32,
@@ -312,16 +361,29 @@ impl FrontEnd {
         payload: &[u8],
         fds: Vec<OwnedFd>,
     ) -> Result<Option<Vec<u8>>, SessionError> {
+        let Some(reply) = self.exchange(request, need_reply, payload, fds)? else { return Ok(None) };
+        assert!(reply.fds.is_empty(), "a file descriptor that nobody asked for");
+        Ok(Some(reply.bytes[HEADER_LEN..].to_vec()))
+    }
+
+    /// The whole answer.
+    fn exchange(
+        &mut self,
+        request: u32,
+        need_reply: bool,
+        payload: &[u8],
+        fds: Vec<OwnedFd>,
+    ) -> Result<Option<Outgoing>, SessionError> {
         let flags = if need_reply { 9 } else { 1 };
         let bytes: [u8; HEADER_LEN] =
             words32(&[request, flags, payload.len() as u32]).try_into().expect("12 bytes");
         let header = Header::decode(bytes, Kind::Request).expect("a good header");
-        let reply = self.session.handle(Message { header, payload: payload.to_vec(), fds })?.map(|r| r.bytes);
-        if let Some(reply) = &reply {
-            assert_eq!(reply[..8], words32(&[request, 5]), "of this request, version 1, a reply");
-            assert_eq!(reply[8..12], (reply.len() as u32 - 12).to_le_bytes());
+        let reply = self.session.handle(Message { header, payload: payload.to_vec(), fds })?;
+        if let Some(Outgoing { bytes, .. }) = &reply {
+            assert_eq!(bytes[..8], words32(&[request, 5]), "of this request, version 1, a reply");
+            assert_eq!(bytes[8..12], (bytes.len() as u32 - 12).to_le_bytes());
         }
-        Ok(reply.map(|r| r[HEADER_LEN..].to_vec()))
+        Ok(reply)
     }
 
     /// Sends a request that is carried out: without an answer, or with an answer of 0.
@@ -429,6 +491,29 @@ impl FrontEnd {
             running.call.notify();
         }
         count
+    }
+
+    /// `count` chains of ring 0 are made available and used.
+    fn run(&mut self, guest: &Guest, count: u16) {
+        guest.offer(0, count);
+        assert_eq!(self.serve(0), usize::from(count));
+    }
+
+    /// Whether the session wants its turn.
+    fn is_ready(&self) -> bool {
+        let interests = self.session.interests();
+        let mut fds: Vec<_> = interests.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)).collect();
+        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).expect("polled") > 0
+    }
+
+    /// Gives memory and starts ring 0, after the protocol features.
+    fn start_ring(&mut self, guest: &Guest, features: u64) {
+        self.send_u64(SET_FEATURES, features);
+        self.set_mem_table(guest);
+        self.describe(guest, 0, 0);
+        self.kick(0);
+        assert!(self.is_running(0));
+        self.told();
     }
 
     /// Negotiates, gives memory, and starts ring 0 at `base`.

@@ -6,6 +6,8 @@ mod common;
 mod packed;
 #[path = "hostile/rings.rs"]
 mod rings;
+#[path = "hostile/silent.rs"]
+mod silent;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 

@@ -4,7 +4,10 @@
 SHELL := /bin/bash
 CARGO ?= cargo
 
-.PHONY: build demo test model lint bench bench-queue fuzz setup clean
+# How long `make soak` takes, in its ordinary length.
+SOAK ?= 1
+
+.PHONY: build demo test soak model lint bench bench-queue fuzz setup clean
 
 build:
 	$(CARGO) build --release --package ringway
@@ -24,6 +27,11 @@ test: setup model
 		$(CARGO) test --workspace -- --test-threads 1; \
 	fi
 	FUZZ_JOBS=$$(nproc) fuzz/run.sh 30
+
+# Crashes, migrations and traffic at length: about ten minutes times SOAK.
+soak: setup
+	RINGWAY_SOAK='$(SOAK)' $(CARGO) test --release --package ringway --tests -- \
+		--ignored --test-threads 1 --nocapture soak_
 
 # The rings under a model of the processor's memory: every order of two threads, every stale value.
 model:

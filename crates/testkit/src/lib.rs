@@ -9,3 +9,12 @@ pub mod hostile;
 pub mod netns;
 pub mod process;
 pub mod server;
+pub mod stream;
+
+/// How many times its ordinary length a long test (`make soak`) is to take: `RINGWAY_SOAK`, or 1.
+///
+/// # Panics
+/// If that is no number.
+pub fn soak_factor() -> u32 {
+    std::env::var("RINGWAY_SOAK").map_or(1, |text| text.parse().expect("RINGWAY_SOAK is a number"))
+}

@@ -78,7 +78,22 @@ impl Netns {
         Ok(())
     }
 
-    /// A command to be run here.
+    /// Makes a bridge here, up and with an address (`10.0.0.1/24`).
+    pub fn add_bridge(&self, name: &str, address: &str) -> Result<()> {
+        self.run("ip", &["link", "add", name, "type", "bridge"])?;
+        self.run("ip", &["addr", "add", address, "dev", name])?;
+        self.run("ip", &["link", "set", name, "up"])?;
+        Ok(())
+    }
+
+    /// Makes a tap here that is a port of a bridge. It stays when the program that is attached to it ends.
+    pub fn add_tap(&self, name: &str, bridge: &str) -> Result<()> {
+        self.run("ip", &["tuntap", "add", name, "mode", "tap", "vnet_hdr"])?;
+        self.run("ip", &["link", "set", name, "master", bridge, "up"])?;
+        Ok(())
+    }
+
+    /// A command to be run here; the program's name, or its whole path.
     pub fn command(&self, program: &str) -> Result<Command> {
         let mut command = Command::new(find_program("nsenter")?);
         command.arg(format!("--net=/proc/{}/ns/net", self.holder.pid()));

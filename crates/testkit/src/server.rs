@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 
+use crate::netns::Netns;
 use crate::process::{Process, adopt_orphans};
 
 /// How long a socket may take to appear.
@@ -57,8 +58,16 @@ impl Server {
 
     /// Starts `program net` on the socket [`Server::socket`]`("net")`.
     pub fn net(program: &Path, uplink: &str, extra: &[&str]) -> Result<Self> {
+        Self::start_net(Command::new(program), uplink, extra)
+    }
+
+    /// The same in a namespace, whose interfaces are then the uplinks.
+    pub fn net_in(host: &Netns, program: &str, uplink: &str, extra: &[&str]) -> Result<Self> {
+        Self::start_net(host.command(program)?, uplink, extra)
+    }
+
+    fn start_net(mut command: Command, uplink: &str, extra: &[&str]) -> Result<Self> {
         let dir = tempfile::tempdir().context("make a directory for sockets")?;
-        let mut command = Command::new(program);
         command.arg("net").arg(format!("--socket-path={}", socket(dir.path(), "net").display()));
         command.arg(format!("--uplink={uplink}")).args(extra);
         Self::start(command, dir, &["net"])

@@ -202,10 +202,11 @@ pub fn boot_qemu(name: &str, images: &Images, options: &QemuOptions) -> Result<G
     if options.no_reboot {
         qemu.arg("-no-reboot");
     }
+    // An IOMMU among them comes before the cards that are behind it.
+    qemu.args(&options.args);
     for (index, nic) in options.nics.iter().enumerate() {
         qemu.args(nic.arguments(index));
     }
-    qemu.args(&options.args);
     Ok(Guest::new(Process::start(name, &mut qemu)?, None))
 }
 

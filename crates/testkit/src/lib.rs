@@ -8,6 +8,7 @@ pub mod guest;
 pub mod hostile;
 pub mod netns;
 pub mod process;
+pub mod qmp;
 pub mod server;
 pub mod stream;
 

@@ -78,9 +78,9 @@ impl Netns {
         Ok(())
     }
 
-    /// Makes a bridge here, up and with an address (`10.0.0.1/24`).
-    pub fn add_bridge(&self, name: &str, address: &str) -> Result<()> {
-        self.run("ip", &["link", "add", name, "type", "bridge"])?;
+    /// Makes a bridge here, up and with a hardware address and one of IP (`10.0.0.1/24`).
+    pub fn add_bridge(&self, name: &str, mac: &str, address: &str) -> Result<()> {
+        self.run("ip", &["link", "add", name, "address", mac, "type", "bridge"])?;
         self.run("ip", &["addr", "add", address, "dev", name])?;
         self.run("ip", &["link", "set", name, "up"])?;
         Ok(())

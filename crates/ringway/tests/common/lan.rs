@@ -21,6 +21,7 @@ use ringway_testkit::stream::{ECHO, Echo};
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 pub(crate) const HOST: &str = "10.8.0.1";
+pub(crate) const HOST_MAC: &str = "02:00:00:00:08:01";
 pub(crate) const GUEST: &str = "10.8.0.2";
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_ringway");
@@ -32,14 +33,14 @@ pub(crate) struct Lan {
 impl Lan {
     pub(crate) fn new() -> Self {
         let host = Netns::new().expect("a network namespace");
-        host.add_bridge("bridge", &format!("{HOST}/24")).unwrap();
+        host.add_bridge("bridge", HOST_MAC, &format!("{HOST}/24")).unwrap();
         Self { host }
     }
 
-    /// A server of one guest, on a tap of its own.
-    pub(crate) fn server(&self, tap: &str) -> Server {
+    /// A server of one guest, on a tap of its own; `extra` are further arguments.
+    pub(crate) fn server(&self, tap: &str, extra: &[&str]) -> Server {
         self.host.add_tap(tap, "bridge").unwrap();
-        Server::net_in(&self.host, PROGRAM, &format!("tap:{tap}"), &[]).expect("ringway starts")
+        Server::net_in(&self.host, PROGRAM, &format!("tap:{tap}"), extra).expect("ringway starts")
     }
 
     /// A socket of the host's that listens.
@@ -56,6 +57,19 @@ impl Lan {
         echo
     }
 
+    /// Tells the host the guest's hardware address for good.
+    pub(crate) fn knows_guest(&self, mac: &str) {
+        let neighbour = ["neigh", "replace", GUEST, "lladdr", mac, "dev", "bridge", "nud", "permanent"];
+        self.host.run("ip", &neighbour).unwrap();
+    }
+
+    /// The tap behind which the bridge has seen an address.
+    pub(crate) fn port_of(&self, mac: &str) -> Option<String> {
+        let table = self.host.run("bridge", &["fdb", "show", "br", "bridge"]).unwrap();
+        let line = table.lines().find(|l| l.starts_with(mac))?;
+        line.split(' ').skip_while(|word| *word != "dev").nth(1).map(str::to_owned)
+    }
+
     /// Waits until the host reaches the guest.
     pub(crate) fn reaches_guest(&self) {
         let deadline = Instant::now() + SOON;
@@ -65,10 +79,15 @@ impl Lan {
     }
 }
 
+/// A guest that boots, or waits to be migrated.
+pub(crate) fn start(options: &QemuOptions) -> Guest {
+    let images = ensure_images().expect("guests/setup.sh gets the guests' images");
+    boot_qemu("guest", &images, options).expect("it starts")
+}
+
 /// A guest that has booted and has its address.
 pub(crate) fn boot(options: &QemuOptions) -> Guest {
-    let images = ensure_images().expect("guests/setup.sh gets the guests' images");
-    let mut guest = boot_qemu("guest", &images, options).expect("it starts");
+    let mut guest = start(options);
     guest.wait_ready(BOOT_LIMIT).expect("it boots");
     configure(&mut guest);
     guest
@@ -77,6 +96,12 @@ pub(crate) fn boot(options: &QemuOptions) -> Guest {
 /// Gives a guest that has booted its address.
 pub(crate) fn configure(guest: &mut Guest) {
     guest.configure(&format!("{GUEST}/24"), None).expect("it has a virtio network interface");
+}
+
+/// The guest's driver says so when a used entry names no chain of its own.
+pub(crate) fn expect_no_complaint(guest: &mut Guest) {
+    let (status, said) = guest.run_status("dmesg | grep virtio_net", SOON).unwrap();
+    assert_eq!(status, 1, "{said}");
 }
 
 pub(crate) fn expect_no_warning(server: &Server) {

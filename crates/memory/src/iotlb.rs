@@ -17,7 +17,7 @@ use alloc::vec::Vec;
 use core::ops::ControlFlow;
 use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
 
-use crate::{Access, FrontendVa, Generation, Iova, MemoryError, Translation};
+use crate::{Access, FrontendVa, Iova, MemoryError, Translation};
 
 /// Entries held: 256 MiB in pages of 4 KiB.
 const MAX_ENTRIES: usize = 1 << 16;
@@ -39,7 +39,7 @@ struct Entries {
     by_start: BTreeMap<u64, Entry>,
     /// Where the next one to make room is looked for: entries go in turn.
     hand: u64,
-    generation: Generation,
+    updates: u64,
 }
 
 /// A front-end's translations, and with which accesses they may be used.
@@ -61,7 +61,7 @@ impl Iotlb {
         let mut entries = self.cut(iova.0, last);
         entries.make_room(MAX_ENTRIES - 1);
         entries.by_start.insert(iova.0, Entry { last, to, access });
-        entries.generation.updates += 1;
+        entries.updates += 1;
         Ok(())
     }
 
@@ -71,7 +71,6 @@ impl Iotlb {
         let mut entries = self.cut(iova.0, iova.0.saturating_add(size.wrapping_sub(1)));
         // An entry that it was cut out of the middle of is two now.
         entries.make_room(MAX_ENTRIES);
-        entries.generation.losses += 1;
     }
 
     /// All entries: where each begins, its length in bytes, where it leads to, and how it may be used.
@@ -122,7 +121,6 @@ impl Entries {
             let Some(start) = next.map(|(&start, _)| start) else { return };
             self.by_start.remove(&start);
             self.hand = start.wrapping_add(1);
-            self.generation.losses += 1;
         }
     }
 
@@ -160,8 +158,8 @@ impl Translation for Iotlb {
         }
     }
 
-    fn generation(&self) -> Generation {
-        self.entries.read().unwrap_or_else(PoisonError::into_inner).generation
+    fn updates(&self) -> u64 {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner).updates
     }
 }
 

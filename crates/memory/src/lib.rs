@@ -55,6 +55,6 @@ pub use mapping::{MapError, Mapping};
 pub use scatter::ScatterList;
 pub use shared::SharedBuf;
 pub use table::{Backing, MemoryError, MemoryTable, Region};
-pub use translation::{Access, Generation, Translation};
+pub use translation::{Access, Translation};
 #[cfg(feature = "std")]
 pub use userfault::Userfault;

@@ -39,15 +39,6 @@ impl fmt::Display for Access {
     }
 }
 
-/// How often a translation has changed. To be compared with one of before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Generation {
-    /// Raised by what can make an address known.
-    pub updates: u64,
-    /// Raised by what can make one unknown again.
-    pub losses: u64,
-}
-
 /// Where I/O virtual addresses lead.
 pub trait Translation: Send + Sync {
     /// Hands the `len` bytes at `iova` to `piece`, in order, one by one of those ranges that adjoin for the front-end too;
@@ -64,6 +55,6 @@ pub trait Translation: Send + Sync {
         piece: &mut dyn FnMut(FrontendVa, u64) -> Result<(), MemoryError>,
     ) -> Result<(), MemoryError>;
 
-    /// The changes so far. As long as `updates` stays, so does every miss.
-    fn generation(&self) -> Generation;
+    /// How often something was told that can make an address known. As long as this stays, so does every miss.
+    fn updates(&self) -> u64;
 }

@@ -4,8 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use ringway_memory::{Access, Iova};
-use ringway_queue::QueueError;
+use ringway_queue::{Missing, QueueError};
 
 use crate::counters::{Counters, DropReason};
 use crate::frame::{Ethernet, Frame};
@@ -57,10 +56,8 @@ pub enum Event {
         port: usize,
         /// The session that the ring belongs to.
         session: u64,
-        /// What is not known.
-        iova: Iova,
-        /// What for.
-        access: Access,
+        /// What the ring waits for.
+        missing: Missing,
     },
     /// A tap cannot be read any more.
     TapFailed {
@@ -211,7 +208,7 @@ impl Fabric {
         false
     }
 
-    /// Has the control thread ask for the translations that a guest's rings wait for, once for each.
+    /// Has the control thread ask for the translations that a guest's rings wait for.
     pub(crate) fn ask_translations(&mut self, port: usize) {
         let guest = self.guest(port);
         if !guest.has_iommu() {
@@ -219,8 +216,8 @@ impl Fabric {
         }
         guest.take_ahead();
         let session = guest.session();
-        while let Some((iova, access)) = self.guest(port).missing() {
-            self.report(Event::TranslationMissing { port, session, iova, access });
+        while let Some(missing) = self.guest(port).missing() {
+            self.report(Event::TranslationMissing { port, session, missing });
         }
     }
 

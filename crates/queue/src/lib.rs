@@ -115,7 +115,7 @@ mod wish;
 pub use areas::Areas;
 pub use cursor::Cursor;
 pub use device::inflight;
-pub use device::{Burst, Chain, ConfigError, DeviceQueue, InFlight, QueueConfig, QueueError, Taken};
+pub use device::{Burst, Chain, ConfigError, DeviceQueue, InFlight, Missing, QueueConfig, QueueError, Taken};
 pub use driver::{AddError, DriverConfig, DriverError, DriverQueue, IndirectTables, NotAdded, Segment, Used};
 pub use notification::NotificationData;
 pub use resume::ResumeState;

@@ -151,9 +151,9 @@ fn obey(event: Event, endpoints: &mut [Endpoint<GuestDevice>], names: &[String])
                 endpoints[port].cut_off("the front-end took away memory that it had shared");
             }
         }
-        Event::TranslationMissing { port, session, iova, access } => {
+        Event::TranslationMissing { port, session, missing } => {
             if endpoints[port].device().session() == session {
-                endpoints[port].ask_translation(iova, access);
+                endpoints[port].ask_translation(missing);
             }
         }
         Event::TapFailed { port, error } => error!("port {}: the interface is gone: {error}", names[port]),

@@ -22,10 +22,11 @@ mod memory;
 mod state;
 mod vrings;
 
+use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use ringway_memory::{DirtyLog, Iotlb, MemoryTable};
+use ringway_memory::{Access, DirtyLog, Iotlb, MemoryTable};
 use rustix::event::PollFlags;
 use tracing::{debug, warn};
 use zerocopy::IntoBytes;
@@ -111,6 +112,8 @@ pub struct Session<D: Device> {
     inflight: Option<InflightFile>,
     /// What is known of the guest's IOMMU, with `ACCESS_PLATFORM`.
     translations: Arc<Iotlb>,
+    /// What was asked for and not answered yet, by address.
+    asked: BTreeMap<u64, Access>,
     postcopy: Postcopy,
     /// The device's state on its way.
     transfer: Option<Transfer>,
@@ -136,6 +139,7 @@ impl<D: Device> Session<D> {
             log: None,
             inflight: None,
             translations: Arc::default(),
+            asked: BTreeMap::new(),
             postcopy: Postcopy::default(),
             transfer: None,
             owed: None,
@@ -440,6 +444,7 @@ impl<D: Device> Session<D> {
         // Nothing is in flight any more. Who wants it recorded again gives another file.
         self.inflight = None;
         self.translations = Arc::default();
+        self.asked.clear();
         self.update_memory();
         self.device.reset();
     }

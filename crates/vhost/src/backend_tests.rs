@@ -21,6 +21,8 @@ mod channel;
 mod formats;
 #[path = "backend_tests/handover.rs"]
 mod handover;
+#[path = "backend_tests/iotlb.rs"]
+mod iotlb;
 #[path = "backend_tests/migration.rs"]
 mod migration;
 #[path = "backend_tests/postcopy.rs"]
@@ -65,6 +67,7 @@ const SIZE: u16 = 8;
 const OFFERED: u64 = feature::VERSION_1
     | feature::RING_EVENT_IDX
     | feature::RING_INDIRECT_DESC
+    | feature::ACCESS_PLATFORM
     | feature::RING_PACKED
     | feature::IN_ORDER;
 const ACKED: u64 = feature::VERSION_1 | F_PROTOCOL_FEATURES;

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ringway_memory::{Access, Iova};
+use ringway_queue::Missing;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -221,9 +222,9 @@ impl<D: Device> Endpoint<D> {
     }
 
     /// Asks the front-end for a translation that a vring waits for.
-    pub fn ask_translation(&self, iova: Iova, access: Access) {
-        if let State::Attached(session, _) = &self.state {
-            session.ask_translation(iova, access);
+    pub fn ask_translation(&mut self, missing: Missing) {
+        if let State::Attached(session, _) = &mut self.state {
+            session.ask_translation(missing);
         }
     }
 

@@ -11,8 +11,8 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use ringway_device::net::{HeaderError, NetDevice, Offloads, Role, header_len};
-use ringway_memory::{Access, GuestBuf, GuestSlice, Iova};
-use ringway_queue::{Burst, DeviceQueue, QueueError, ResumeState};
+use ringway_memory::{GuestBuf, GuestSlice};
+use ringway_queue::{Burst, DeviceQueue, Missing, QueueError, ResumeState};
 use ringway_spec::feature;
 use ringway_spec::net::{CTRL_ERR, F_MRG_RXBUF, HDR_LEN, Header};
 use ringway_vhost::{Kick, Notifier, Running};
@@ -298,8 +298,8 @@ impl GuestPort {
         self.has_iommu
     }
 
-    /// A translation that a ring waits for, and that nobody was asked for yet.
-    pub(crate) fn missing(&mut self) -> Option<(Iova, Access)> {
+    /// A translation that a ring waits for, and that was not told yet.
+    pub(crate) fn missing(&mut self) -> Option<Missing> {
         self.vrings().find_map(|(_, vring)| vring.queue.missing())
     }
 

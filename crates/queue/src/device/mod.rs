@@ -8,11 +8,12 @@ mod packed;
 mod split;
 
 pub use burst::{Burst, Chain, InFlight, Taken};
+pub use iommu::Missing;
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 
-use ringway_memory::{Access, DirtyLog, Gpa, Iova, MemoryError, MemoryTable};
+use ringway_memory::{DirtyLog, Gpa, MemoryError, MemoryTable};
 use ringway_spec::split::IDX;
 use thiserror::Error;
 
@@ -296,9 +297,9 @@ impl DeviceQueue {
     }
 
     /// What the front-end is to be asked for, if [`DeviceQueue::take`] stopped at an address that has no translation yet.
-    /// Told once; the queue has nothing to take until its [`Translation`](ringway_memory::Translation) was updated, and
-    /// who updates it wakes the device.
-    pub fn missing(&mut self) -> Option<(Iova, Access)> {
+    /// Told once for each time; the queue has nothing to take until its [`Translation`](ringway_memory::Translation) was
+    /// updated, and who updates it wakes the device.
+    pub fn missing(&mut self) -> Option<Missing> {
         self.iommu.as_mut()?.missing()
     }
 

@@ -7,18 +7,25 @@
 //!      └── IOTLB_MSG: update, invalidate ◄───┘   answered when nothing uses what was there before
 //! ```
 //!
+//! A front-end is asked once for what it has not answered yet: a question that comes when the answer was used already,
+//! and the driver has taken the mapping back, would be an access that its IOMMU reports.
+//!
 //! With `ACCESS_PLATFORM` rings are where I/O virtual addresses lead, too. A ring whose areas are not known yet does not
 //! run; it starts when they are, and stops when one of them is taken away.
 
 use std::sync::Arc;
 
 use ringway_memory::{Access, Iova, MemoryError, Translation};
+use ringway_queue::Missing;
 use ringway_spec::feature;
 use tracing::warn;
 
 use super::channel::Note;
 use super::{Answer, Device, RequestError, Session};
 use crate::message::{Iotlb, IotlbKind};
+
+/// The most questions that are remembered until they are answered; more than vrings can have.
+const MAX_ASKED: usize = 1024;
 
 impl<D: Device> Session<D> {
     /// The translations, if the device is behind an IOMMU.
@@ -35,6 +42,7 @@ impl<D: Device> Session<D> {
         match kind {
             IotlbKind::Update => {
                 self.translations.update(Iova(iova), len, frontend_va, Access { read, write })?;
+                self.asked.retain(|asked, _| asked.wrapping_sub(iova) >= len);
             }
             IotlbKind::Invalidate => {
                 self.translations.invalidate(Iova(iova), len);
@@ -61,9 +69,22 @@ impl<D: Device> Session<D> {
         }
     }
 
-    /// A translation is missing: the front-end is asked for it.
-    pub fn ask_translation(&self, iova: Iova, access: Access) {
+    /// A vring waits for a translation: the front-end is asked for it, unless that vring is about to look again.
+    pub fn ask_translation(&mut self, missing: Missing) {
+        if missing.updates == self.translations.updates() {
+            self.ask(missing.iova, missing.access);
+        }
+    }
+
+    /// Asks the front-end for a translation, if that is not done already.
+    fn ask(&mut self, iova: Iova, access: Access) {
         if let Some(channel) = &self.channel {
+            if self.asked.len() >= MAX_ASKED {
+                self.asked.clear();
+            }
+            if self.asked.insert(iova.0, access) == Some(access) {
+                return;
+            }
             channel.say(Note::Miss { iova: iova.0, read: access.read, write: access.write });
         } else {
             warn!("port {}: {iova} has no translation, and there is no channel to ask on", self.name);
@@ -78,9 +99,9 @@ impl<D: Device> Session<D> {
     }
 
     /// Whether a ring does not start only because a translation is missing; then it is asked for.
-    pub(super) fn awaits_translation(&self, error: &RequestError) -> bool {
+    pub(super) fn awaits_translation(&mut self, error: &RequestError) -> bool {
         let RequestError::Memory(MemoryError::Miss { iova, access }) = *error else { return false };
-        self.ask_translation(iova, access);
+        self.ask(iova, access);
         true
     }
 }

@@ -62,6 +62,8 @@ impl<D: Device> Session<D> {
             channel.hurry();
         }
         let features = self.features.unwrap_or_default();
+        // What it waited for may never be told now, and be wanted by what comes after.
+        self.asked.clear();
         let (_, vring) = self.vring(index)?;
         // The ring is stopped, not reset: it goes on with the next kick.
         vring.kick = None;
@@ -124,6 +126,7 @@ impl<D: Device> Session<D> {
     pub(super) fn set_channel(&mut self, fd: OwnedFd) -> Result<(), RequestError> {
         self.require(pf::BACKEND_REQ)?;
         self.channel = Some(Channel::new(fd, self.has_protocol(pf::REPLY_ACK))?);
+        self.asked.clear();
         for index in 0..self.vrings.len() as u16 {
             let Vring { is_running, call, err, .. } = &self.vrings[usize::from(index)];
             let (has_no_call, has_no_err) = (*is_running && call.is_none(), *is_running && err.is_none());

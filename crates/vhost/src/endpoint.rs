@@ -23,12 +23,11 @@ use ringway_memory::{Access, Iova};
 use ringway_queue::Missing;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tracing::{debug, info, warn};
 
 use crate::backend::{Device, Session, SessionError};
 use crate::message::Kind;
-use crate::socket::{Socket, SocketError};
+use crate::socket::{Socket, SocketError, connect};
 
 /// How long a client waits before it tries to connect again.
 const RETRY: Duration = Duration::from_millis(500);
@@ -84,14 +83,6 @@ impl Drop for SocketFile {
             let _ = std::fs::remove_file(&self.path);
         }
     }
-}
-
-/// Connects without waiting, not even for a listener whose backlog is full.
-fn connect(path: &Path) -> Result<UnixStream, Errno> {
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    Ok(socket.into())
 }
 
 enum State<D: Device> {

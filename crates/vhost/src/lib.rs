@@ -20,6 +20,7 @@ mod base;
 mod descriptor;
 pub mod endpoint;
 pub mod handover;
+pub mod frontend;
 pub mod inflight;
 pub mod message;
 pub mod socket;

@@ -11,6 +11,8 @@
 //! without ever blocking. [`backend`] is the protocol's state machine. [`endpoint`] is a socket that waits for
 //! front-ends, one after the other. [`inflight`] is memory that outlives the back-end's process. [`handover`] gives
 //! all of it to another process. No module knows what kind of device it serves.
+//! front-ends, one after the other. [`inflight`] is memory that outlives the back-end's process. [`frontend`] is the
+//! other role: it uses a back-end's device from user space. No module knows what kind of device it is.
 //!
 //! Source: QEMU's `docs/interop/vhost-user.rst`.
 #![forbid(unsafe_code)]

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 use rustix::io::Errno;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown};
 
 use super::FrontendError;
 use super::event::wait_until;
@@ -117,6 +117,11 @@ impl Connection {
         self.limit = limit;
     }
 
+    /// How long the peer may take.
+    pub fn limit(&self) -> Duration {
+        self.limit
+    }
+
     /// Whether [`Connection::call`] asks for an answer to every request: for when `REPLY_ACK` was acked.
     pub fn set_acking(&mut self, is_acking: bool) {
         self.is_acking = is_acking;
@@ -154,7 +159,7 @@ impl Connection {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => self.wait(PollFlags::OUT, "reader of requests", deadline)?,
                 Err(Errno::PIPE | Errno::CONNRESET) => return Err(SocketError::Closed.into()),
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(SocketError::from(error).into()),
             }
         }
         Ok(())
@@ -249,6 +254,12 @@ impl Connection {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Closes the connection: nothing more goes out, nothing more comes in.
+    pub fn close(&mut self) {
+        // That the peer has closed it before is as good.
+        let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
     }
 
     fn wait(&self, flags: PollFlags, what: &'static str, deadline: Instant) -> Result<(), FrontendError> {

@@ -89,7 +89,7 @@ impl Memory {
         let start = self.allocated.checked_next_multiple_of(align);
         let end = start.and_then(|start| start.checked_add(len)).filter(|end| *end <= self.region.len());
         let (Some(start), Some(end)) = (start, end) else {
-            let addr = Gpa(self.region.gpa().0 + self.allocated);
+            let addr = self.gpa(self.allocated);
             return Err(MemoryError::Unmapped { addr, len }.into());
         };
         self.allocated = end;
@@ -105,6 +105,11 @@ impl Memory {
         let total = total.ok_or(MemoryError::BadSize { addr: self.region.gpa(), len: u64::MAX })?;
         let start = self.allocate(total, 4096)?;
         Ok(SharedBuf::divide(&self.region, start..start + total, len)?.collect())
+    }
+
+    /// Where the guest has the byte at `offset`.
+    pub fn gpa(&self, offset: u64) -> Gpa {
+        Gpa(self.region.gpa().0 + offset)
     }
 
     /// Where the front-end has the byte at `offset`.

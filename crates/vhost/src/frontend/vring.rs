@@ -239,9 +239,10 @@ impl<T> Vring<T> {
     /// the ring stopped.
     ///
     /// # Errors
-    /// [`FrontendError::InUse`] for a ring that is started.
-    pub fn retire(self) -> Result<Vec<T>, FrontendError> {
-        let (index, is_started) = (self.index, self.is_started);
-        self.queue.reset(|| !is_started).map_err(|_| FrontendError::InUse { index })
+    /// The ring, if it is started.
+    #[allow(clippy::result_large_err, reason = "a ring that is in use stays")]
+    pub fn retire(self) -> Result<Vec<T>, Self> {
+        let Self { queue, is_started, .. } = self;
+        queue.reset(|| !is_started).map_err(|queue| Self { queue, ..self })
     }
 }

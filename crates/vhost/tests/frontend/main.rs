@@ -2,5 +2,6 @@
 //! a back-end of ours.
 
 mod book;
+mod echo;
 mod order;
 mod transfers;

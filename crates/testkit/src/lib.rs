@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod dpdk;
+pub mod driver;
 pub mod frontend;
 pub mod guest;
 pub mod hostile;

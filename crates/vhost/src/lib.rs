@@ -10,9 +10,8 @@
 //! [`message`] is the codec: bytes in, typed requests out, no I/O. [`socket`] moves bytes and file descriptors
 //! without ever blocking. [`backend`] is the protocol's state machine. [`endpoint`] is a socket that waits for
 //! front-ends, one after the other. [`inflight`] is memory that outlives the back-end's process. [`handover`] gives
-//! all of it to another process. No module knows what kind of device it serves.
-//! front-ends, one after the other. [`inflight`] is memory that outlives the back-end's process. [`frontend`] is the
-//! other role: it uses a back-end's device from user space. No module knows what kind of device it is.
+//! all of it to another process. [`frontend`] is the other role: it uses a back-end's device from user space. No module
+//! knows what kind of device it is.
 //!
 //! Source: QEMU's `docs/interop/vhost-user.rst`.
 #![forbid(unsafe_code)]
@@ -21,8 +20,8 @@ pub mod backend;
 mod base;
 mod descriptor;
 pub mod endpoint;
-pub mod handover;
 pub mod frontend;
+pub mod handover;
 pub mod inflight;
 pub mod message;
 pub mod socket;

@@ -15,6 +15,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
+    raise_file_limit();
     let result = match args.command {
         args::Command::Switch(args) => setup::switch(&args),
         args::Command::Net(args) => setup::net(&args),
@@ -42,5 +44,14 @@ fn main() -> ExitCode {
             eprintln!("ringway: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// A front-end may share 509 regions, each of which is a file: as many files as this process is allowed at all. The
+/// lower limit that processes start with is for those that use `select`.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::debug!("the limit of open files stays: {error}");
     }
 }

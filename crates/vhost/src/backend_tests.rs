@@ -546,7 +546,7 @@ const SLOTS: u64 = pf::CONFIGURE_MEM_SLOTS | pf::REPLY_ACK;
 /// [VU-BE-get-protocol-features-01] [VU-BE-set-protocol-features-01] [VU-BE-get-features-00]
 /// [VU-BE-set-features-00] [VU-BE-get-protocol-features-00] [VU-BE-set-protocol-features-00]
 /// [VU-BE-get-queue-num-00] [VU-BE-set-owner-00] [VU-BE-get-status-00] [VU-BE-set-status-00]
-/// [VU-BE-multiple-queue-support-02] As QEMU does it: an ask for each feature first, calls before memory, the
+/// [VU-BE-multiple-queue-support-01] [VU-BE-multiple-queue-support-02] As QEMU does it: an ask for each feature first, calls before memory, the
 /// rings before the device is live, enabled last.
 #[test]
 fn qemu() {
@@ -751,8 +751,8 @@ impl FrontEnd {
     }
 }
 
-/// [VU-FB-vhost-user-protocol-f-reply-ack-01] What is refused is answered with another number than 0, and the
-/// session goes on.
+/// [VU-FB-vhost-user-protocol-f-reply-ack-01] [VU-BE-communication-03] What is refused is answered with another number
+/// than 0, and the session goes on.
 #[test]
 fn a_refused_request_is_answered_and_the_session_goes_on() {
     let guest = Guest::new();
@@ -790,6 +790,7 @@ fn a_refused_request_is_answered_and_the_session_goes_on() {
     assert!(front.is_running(0));
 }
 
+/// [VU-BE-communication-02] Where there is no other way to tell it, the session ends.
 #[test]
 fn a_refused_request_without_an_answer_ends_the_session() {
     let guest = Guest::new();
@@ -885,8 +886,8 @@ fn a_ring_starts_when_it_is_complete() {
     }
 }
 
-/// [VU-BE-ring-states-01] [VU-BE-get-vring-base-00] `GET_VRING_BASE` stops, and says
-/// where; what is made available after stays where it is; with another kick file descriptor the ring goes on.
+/// [VU-BE-ring-states-01] [VU-BE-get-vring-base-00]
+/// [VU-FB-a-vring-descriptor-index-for-split-virtqueues-01] `GET_VRING_BASE` stops, and says where, in 16 bits; what is made available after stays where it is; with another kick file descriptor the ring goes on.
 #[test]
 fn a_stopped_ring_goes_on_where_it_was() {
     let guest = Guest::new();

@@ -118,7 +118,7 @@ fn a_suspended_device_says_nothing() {
 }
 
 /// [VU-BE-backend-vring-call-01] [VU-BE-backend-vring-call-02] [VU-BE-backend-vring-err-01]
-/// [VU-BE-backend-vring-err-02] A ring without file descriptors is signalled by messages, if that was negotiated;
+/// [VU-BE-backend-vring-err-02] [VU-FB-in-band-notifications-01] A ring without file descriptors is signalled by messages, if that was negotiated;
 /// a file descriptor is preferred, and a front-end that polls is left alone.
 #[test]
 fn rings_are_signalled_in_band() {

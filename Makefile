@@ -28,7 +28,7 @@ test: setup model
 	fi
 	FUZZ_JOBS=$$(nproc) fuzz/run.sh 30
 
-# Crashes, migrations and traffic at length: about ten minutes times SOAK.
+# Crashes, migrations and traffic at length: about a quarter of an hour times SOAK.
 soak: setup
 	RINGWAY_SOAK='$(SOAK)' $(CARGO) test --release --package ringway --tests -- \
 		--ignored --test-threads 1 --nocapture soak_

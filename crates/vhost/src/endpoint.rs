@@ -33,6 +33,8 @@ use crate::socket::{Socket, SocketError, connect};
 const RETRY: Duration = Duration::from_millis(500);
 /// Messages handled before other endpoints get their turn.
 const MESSAGES_PER_TURN: usize = 64;
+/// How long a front-end may stop inside a message, or not read what it was sent.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where front-ends come from.
 pub enum Source {
@@ -101,12 +103,21 @@ pub struct Endpoint<D: Device> {
     next_try: Instant,
     /// The last failure to connect or to accept has been told.
     told: bool,
+    /// The socket stands still halfway: how many bytes it had moved, and since when it has moved none.
+    stall: Option<(u64, Instant)>,
 }
 
 impl<D: Device> Endpoint<D> {
     /// `name` is how the user calls it.
     pub fn new(name: String, source: Source, device: D) -> Self {
-        Self { name, source, state: State::Waiting(device), next_try: Instant::now(), told: false }
+        Self {
+            name,
+            source,
+            state: State::Waiting(device),
+            next_try: Instant::now(),
+            told: false,
+            stall: None,
+        }
     }
 
     /// How the user calls it.
@@ -160,7 +171,8 @@ impl<D: Device> Endpoint<D> {
             Source::Listen(..) => self.told,
             Source::Spent => false,
         };
-        tries.then_some(self.next_try)
+        let end_of_patience = self.stall.map(|(_, since)| since + PATIENCE);
+        tries.then_some(self.next_try).into_iter().chain(end_of_patience).min()
     }
 
     /// Does what can be done now.
@@ -289,6 +301,29 @@ impl<D: Device> Endpoint<D> {
             }
             Err(Ended::Socket(e)) => self.cut_off(&e.to_string()),
             Err(Ended::Session(e)) => self.cut_off(&e.to_string()),
+        }
+        self.watch_patience();
+    }
+
+    /// A front-end that goes on halfway after a while is one that was held up; one that does not has lost its way, and
+    /// its port is another's.
+    fn watch_patience(&mut self) {
+        let halfway = match &self.state {
+            State::Attached(_, socket) => socket.halfway(),
+            _ => None,
+        };
+        let now = Instant::now();
+        self.stall = match (halfway, self.stall) {
+            (None, _) => None,
+            (Some(moved), Some((before, since))) if moved == before => Some((moved, since)),
+            (Some(moved), _) => Some((moved, now)),
+        };
+        if self.stall.is_some_and(|(_, since)| now >= since + PATIENCE) {
+            self.stall = None;
+            self.cut_off(&format!(
+                "the front-end has stood still for {} s inside of a message, or does not read the replies",
+                PATIENCE.as_secs()
+            ));
         }
     }
 }

@@ -82,6 +82,8 @@ pub struct Socket {
     payload_len: usize,
     fds: Vec<OwnedFd>,
     unsent: VecDeque<Outgoing>,
+    /// How often bytes were received or sent.
+    moved: u64,
 }
 
 impl Socket {
@@ -101,6 +103,7 @@ impl Socket {
             payload_len: 0,
             fds: Vec::new(),
             unsent: VecDeque::new(),
+            moved: 0,
         })
     }
 
@@ -118,6 +121,7 @@ impl Socket {
                         0 => return Ok(None),
                         n => self.head_len += n,
                     }
+                    self.moved += 1;
                     continue;
                 }
                 let header = Header::decode(self.head, self.kind)?;
@@ -129,6 +133,7 @@ impl Socket {
                     0 => return Ok(None),
                     n => self.payload_len += n,
                 }
+                self.moved += 1;
                 continue;
             }
             self.header = None;
@@ -195,7 +200,10 @@ impl Socket {
     pub fn flush(&mut self) -> Result<(), SocketError> {
         while let Some(message) = self.unsent.front_mut() {
             match send(&self.stream, message) {
-                Ok(n) => drop(message.bytes.drain(..n)),
+                Ok(n) => {
+                    self.moved += 1;
+                    message.bytes.drain(..n);
+                }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => break,
                 Err(other) => return Err(other.into()),
@@ -214,6 +222,12 @@ impl Socket {
         let mut fds = [PollFd::new(&self.stream, PollFlags::empty())];
         let no_wait = Timespec { tv_sec: 0, tv_nsec: 0 };
         matches!(poll(&mut fds, Some(&no_wait)), Ok(1..)) && fds[0].revents().contains(PollFlags::HUP)
+    }
+
+    /// If a message has arrived or been sent only in part: a number that changes whenever more of one is.
+    pub fn halfway(&self) -> Option<u64> {
+        let is_halfway = self.head_len > 0 || self.has_unsent();
+        is_halfway.then_some(self.moved)
     }
 
     /// Whether messages are kept, to be sent when the socket is writable.

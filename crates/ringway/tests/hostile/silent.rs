@@ -37,6 +37,21 @@ fn costs_nobody_anything() {
     world.finish();
 }
 
+/// After a while inside of a message it loses its session, and another has the port.
+#[test]
+fn costs_the_session_in_the_end() {
+    let server = switch(&["a"]);
+    let a = up(&server, "a", FEATURES, options());
+    let (bytes, fds) = last_words(&a).swap_remove(2);
+    a.connection().send_raw(&bytes, &fds).unwrap();
+    assert!(!a.connection().is_closed(Duration::from_secs(5)).unwrap(), "it may have been held up");
+    assert!(a.connection().is_closed(Duration::from_secs(10)).unwrap(), "it is silent for good");
+    let output = server.output();
+    let warnings = crate::common::warnings(&output);
+    assert!(warnings.len() == 1 && warnings[0].contains("port a: session ended"), "{warnings:?}");
+    up(&server, "a", FEATURES, options());
+}
+
 /// Nothing is done for it while nothing comes: no processor time goes by.
 #[test]
 fn costs_no_time() {

@@ -222,11 +222,13 @@ impl<D: Device> Session<D> {
         Ok(Some(descriptions.iter().zip(regions).map(here).collect()))
     }
 
-    /// The front-end knows where the regions are mapped.
+    /// The front-end knows where the regions are mapped. QEMU says so after every change of them, also after one that
+    /// mapped none.
     pub(super) fn postcopy_memory_ack(&mut self) -> Result<(), RequestError> {
-        if !std::mem::take(&mut self.postcopy.is_awaiting_ack) {
+        if !self.postcopy.is_listening {
             return Err(RequestError::OutOfTurn("there is nothing to acknowledge"));
         }
+        self.postcopy.is_awaiting_ack = false;
         self.start_ready()
     }
 

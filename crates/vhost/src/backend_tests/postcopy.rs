@@ -145,8 +145,11 @@ fn regions_are_acknowledged_together() {
     high.set_indices(0, 0);
     front.acknowledge(Way::Slots);
     assert!(front.is_running(0));
-    let error = front.refused(ADD_MEM_REG, &words64(&[0]), vec![]);
-    assert!(matches!(error, RequestError::OutOfTurn(_)), "{error}");
+    // Said once more, as QEMU does after a change that maps nothing.
+    for request in [ADD_MEM_REG, REM_MEM_REG] {
+        front.send(request, &words64(&[0]));
+    }
+    assert!(front.is_running(0));
 }
 
 /// [VU-BE-postcopy-end-02] Each has its place, and is refused elsewhere in the form of its answer.
@@ -168,7 +171,7 @@ fn postcopy_out_of_turn() {
     // A table that is refused leaves nothing to acknowledge.
     let both = [words32(&[2, 0]), guest.region(), guest.region()].concat();
     assert_ne!(front.ack(SET_MEM_TABLE, &both, vec![guest.fd(), guest.fd()]), 0, "they overlap");
-    assert_ne!(front.ack(ADD_MEM_REG, &words64(&[0]), vec![]), 0);
+    assert!(!front.session.postcopy.is_awaiting_ack());
     // A file whose pages cannot be made to arrive.
     let file = File::open(std::env::current_exe().expect("a program")).expect("a file");
     let region = words64(&[0, 0, 4096, 0, 0]);

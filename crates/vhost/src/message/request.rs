@@ -90,8 +90,8 @@ pub enum Request {
     },
     GetMaxMemSlots,
     AddMemReg(RegionDescription, OwnedFd),
-    /// `ADD_MEM_REG` with a number alone, or `SET_MEM_TABLE` without regions: in postcopy the front-end has learned
-    /// where the regions are mapped.
+    /// `ADD_MEM_REG` or `REM_MEM_REG` with a number alone, or `SET_MEM_TABLE` without regions: in postcopy the front-end
+    /// has learned where the regions are mapped.
     PostcopyMemoryAck,
     RemMemReg(RegionDescription),
     SetStatus(u64),
@@ -171,6 +171,10 @@ impl Request {
                 let region = parts.region()?;
                 Self::AddMemReg(region, parts.one_fd()?)
             }
+            38 if payload.len() == size_of::<u64>() && parts.fds.is_empty() => match parts.u64()? {
+                0 => Self::PostcopyMemoryAck,
+                other => return Err(parts.bad_value("acknowledgement", other)),
+            },
             38 => {
                 let region = parts.region()?;
                 // Front-ends exist that send the region's file along; it is closed unused.

@@ -45,7 +45,10 @@ impl DirtyLog {
     }
 
     /// Its file once more, to be sent to the back-end.
-    pub(super) fn share(&self) -> io::Result<OwnedFd> {
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn share(&self) -> io::Result<OwnedFd> {
         Ok(self.file.try_clone()?.into())
     }
 

@@ -2,6 +2,7 @@
 //! of guests, and a vhost-user front-end that misbehaves on demand.
 #![forbid(unsafe_code)]
 
+pub mod backend;
 pub mod dpdk;
 pub mod driver;
 pub mod frontend;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand};
+use ringway_check::Device;
 use ringway_net::Mac;
 
 /// Gives virtual machines their network over vhost-user sockets.
@@ -29,6 +30,7 @@ pub(crate) enum Command {
     Switch(Switch),
     Net(Net),
     Upgrade(Upgrade),
+    Check(Check),
 }
 
 /// An Ethernet switch whose ports are vhost-user sockets
@@ -131,6 +133,51 @@ pub(crate) struct Upgrade {
     /// The process of the running server
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
     pub(crate) pid: i32,
+}
+
+/// Tells how a vhost-user back-end, any, keeps to the protocol
+///
+/// It connects to the back-end as a front-end, again and again, and tries what the documents
+/// require as far as it can be seen from outside. Each line of the output is a requirement and
+/// what was seen; the exit status is 0 if nothing that is a MUST failed, 1 if something did,
+/// 2 if the back-end cannot be spoken to. No virtual machine is needed; none may be attached.
+///
+///   ringway check /run/backend.sock --device blk
+#[derive(ClapArgs, Debug)]
+#[command(verbatim_doc_comment)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
+pub(crate) struct Check {
+    /// The back-end's socket
+    #[arg(value_name = "SOCKET", required_unless_present = "list")]
+    pub(crate) socket: Option<PathBuf>,
+
+    /// Listen at the socket: the back-end connects there, and connects again each time
+    #[arg(long)]
+    pub(crate) listen: bool,
+
+    /// What kind of device it is, if the guess by its features is wrong
+    #[arg(long, value_name = "net|blk|generic")]
+    pub(crate) device: Option<Device>,
+
+    /// Only what has this in its name or in the id of a requirement
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) only: Option<String>,
+
+    /// Also send what no front-end should: a bad back-end may crash or hang
+    #[arg(long)]
+    pub(crate) hostile: bool,
+
+    /// How long the back-end may take for anything
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    pub(crate) patience: u64,
+
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Print all requirements on back-ends and how each is tried, or why it cannot be seen
+    #[arg(long)]
+    pub(crate) list: bool,
 }
 
 /// How the worker works.

@@ -1,10 +1,11 @@
 //! `ringway`: a vhost-user server that gives virtual machines their network.
 //!
 //! The program is thin: [`args`] is the command line, [`setup`] turns it into ports and a worker, [`serve`] is
-//! the control thread's loop, [`upgrade`] hands all of it to a newer program. What moves frames is the `net` crate; what
-//! speaks to front-ends is `vhost`.
+//! the control thread's loop, [`upgrade`] hands all of it to a newer program, [`check`] examines other back-ends. What
+//! moves frames is the `net` crate; what speaks to front-ends is `vhost`.
 
 mod args;
+mod check;
 mod inherit;
 mod notify;
 mod serve;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         .init();
     raise_file_limit();
     let result = match args.command {
+        args::Command::Check(args) => return check::check(&args),
         args::Command::Switch(args) => setup::switch(&args),
         args::Command::Net(args) => setup::net(&args),
         args::Command::Upgrade(args) => upgrade::command::run(args.pid),

@@ -4,6 +4,7 @@
 mod bench;
 mod conformance;
 mod demo;
+mod peers;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -29,6 +30,8 @@ enum Chore {
     Conformance(conformance::Options),
     /// Shows two Linux guests that exchange traffic through ringway
     Demo(demo::Options),
+    /// Writes docs/PEERS.md: what `ringway check` says of several projects' back-ends
+    Peers(peers::Options),
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -44,5 +47,6 @@ fn main() -> anyhow::Result<ExitCode> {
         Chore::Bench(options) => bench::run(&options).map(|()| ExitCode::SUCCESS),
         Chore::Conformance(options) => conformance::run(&options),
         Chore::Demo(options) => Ok(demo::run(&options)),
+        Chore::Peers(options) => peers::run(&options).map(|()| ExitCode::SUCCESS),
     }
 }

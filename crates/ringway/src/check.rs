@@ -48,7 +48,12 @@ fn try_check(args: &Check) -> Result<u8> {
             output = writeln!(io::stdout(), "{case}");
         }
     };
-    let report = run(target, &options, tell).map_err(|verdict| anyhow::anyhow!(why(verdict)))?;
+    let report = run(target, &options, tell);
+    if args.listen {
+        // It was made here, and would be in the way next time.
+        let _ = std::fs::remove_file(socket);
+    }
+    let report = report.map_err(|verdict| anyhow::anyhow!(why(verdict)))?;
     output.and_then(|()| summarise(&report, args.json)).context("write to the standard output")?;
     let summary = report.summary();
     Ok(match (summary.failed_must, summary.errors) {

@@ -159,7 +159,7 @@ fn a_back_end_that_connects_to_us() {
     let _server = Process::start("ringway", &mut command).expect("ringway switch");
     let (status, report) = check_json(&socket, &["--listen", "--only=get-"]);
     fails_exactly(&report, &[]);
-    assert_eq!(status, 0);
+    assert_eq!((status, socket.exists()), (0, false));
 }
 
 /// Each fault of a back-end makes the cases fail that are about it.

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! A round polls every ring once, a burst at most, so that no port starves another. Commands of the control
-//! thread are carried out between rounds; one of them suspends the rounds until another resumes them. What a driver does wrong stops its ring, and is told by an [`Event`];
-//! all else goes on.
+//! thread are carried out between rounds; one of them suspends the rounds until another resumes them. What a driver
+//! does wrong stops its ring, and is told by an [`Event`]; all else goes on.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -451,6 +451,9 @@ impl Loop {
         let data = GuestBuf::new(&slices);
         if let Some(ethernet) = Ethernet::read(data) {
             let frame = Frame { header: None, data, ethernet_len: ethernet.len, addresses: None };
+            let counters = &self.fabric.ports[port].counters;
+            counters.from_frames.add(1);
+            counters.from_bytes.add(data.len() as u64);
             self.fabric.forward(port, &ethernet, frame);
         }
     }

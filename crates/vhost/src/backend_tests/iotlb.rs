@@ -66,3 +66,32 @@ fn a_translation_is_asked_for_once() {
     front.miss(1, 1);
     assert_eq!(asked(&mut channel), [1], "nobody waits for the answer to come");
 }
+
+/// [VU-BE-iommu-support-03] What the driver's IOMMU does not allow is told as that, with the
+/// address and what was to be done there; only if the driver has an IOMMU, and there is a channel.
+#[test]
+fn what_is_not_allowed_is_told() {
+    use crate::message::{ChannelRequest, Iotlb, IotlbKind};
+
+    let mut front = FrontEnd::new();
+    front.session.access_failed(Iova(7), Access::WRITE);
+    front.send_u64(SET_PROTOCOL_FEATURES, pf::BACKEND_REQ);
+    front.send_u64(SET_FEATURES, ACKED | feature::ACCESS_PLATFORM);
+    let mut channel = front.channel();
+    for (iova, access) in [(0x1005, Access::READ), (0x2006, Access::WRITE)] {
+        front.session.access_failed(Iova(iova), access);
+        let mut message = [0; HEADER_LEN + 32];
+        channel.read_exact(&mut message).expect("a message");
+        let (head, payload) = message.split_first_chunk().expect("a header");
+        let header = Header::decode(*head, Kind::Request).expect("a good header");
+        let ChannelRequest::Iotlb(told) =
+            ChannelRequest::decode(&header, payload, vec![]).expect("a request")
+        else {
+            panic!("another request")
+        };
+        let Access { read, write } = access;
+        let wanted =
+            Iotlb { iova, len: 0, frontend_va: FrontendVa(0), read, write, kind: IotlbKind::AccessFail };
+        assert_eq!(told, wanted);
+    }
+}

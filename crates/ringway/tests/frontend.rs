@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
+use ringway_memory::{Gpa, SharedBuf};
+use ringway_queue::Segment;
 use ringway_spec::feature::{ACCESS_PLATFORM, IN_ORDER, RING_EVENT_IDX, RING_PACKED, VERSION_1};
-use ringway_spec::net::F_MAC;
+use ringway_spec::net::{F_CTRL_VQ, F_MAC, F_MQ};
 use ringway_testkit::driver::NetDriver;
 use ringway_testkit::server::Server;
-use ringway_vhost::frontend::{Connection, Frontend, FrontendError, PROTOCOL_FEATURES};
+use ringway_vhost::frontend::{
+    Connection, Frontend, FrontendError, Memory, PROTOCOL_FEATURES, Pages, Vring, VringConfig,
+};
 use ringway_vhost::message::protocol_feature as pf;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_ringway");
@@ -152,4 +156,138 @@ fn the_device_answers() {
     let mut frontend = Frontend::negotiate(connect(&server, "a"), features, pf::REPLY_ACK).unwrap();
     assert_eq!(frontend.queue_num().unwrap(), None);
     assert!(matches!(frontend.config(0, 6), Err(FrontendError::NotNegotiated { .. })));
+}
+
+// A driver with two pairs and a control queue
+
+/// Two pairs of rings and a control queue, whose receive rings hold buffers.
+struct TwoPairs {
+    frontend: Frontend,
+    memory: Memory,
+    vrings: Vec<Vring<SharedBuf>>,
+}
+
+const RX: [usize; 2] = [0, 2];
+const CONTROL: usize = 4;
+const FLOWS: u16 = 32;
+
+impl TwoPairs {
+    fn negotiate(server: &Server) -> Frontend {
+        let features = VERSION_1 | F_MQ | F_CTRL_VQ;
+        let frontend = Frontend::negotiate(connect(server, "a"), features, PROTOCOL_FEATURES).unwrap();
+        assert_eq!(frontend.features(), features);
+        frontend
+    }
+
+    fn start(server: &Server) -> Self {
+        let frontend = Self::negotiate(server);
+        let mut memory = Memory::new(Gpa(1 << 30), 4 << 20, Pages::Small).unwrap();
+        let new = |index| frontend.set_up_vring(VringConfig::new(index, 64), &mut memory).unwrap();
+        let vrings = (0..=CONTROL as u32).map(new).collect();
+        let mut driver = Self { frontend, memory, vrings };
+        for ring in RX {
+            for buffer in driver.memory.buffers(60, 2048).unwrap() {
+                let room = [Segment::from(&buffer)];
+                assert!(driver.vrings[ring].queue_mut().add(&[], &room, buffer).is_ok());
+            }
+        }
+        driver.frontend.add_memory([&driver.memory]).unwrap();
+        driver.run();
+        driver
+    }
+
+    fn run(&mut self) {
+        for vring in &mut self.vrings {
+            self.frontend.enable(vring, true).unwrap();
+            self.frontend.start(vring).unwrap();
+            vring.publish().unwrap();
+        }
+        self.frontend.set_driver_ok().unwrap();
+    }
+
+    /// Has the device use both pairs (5.1.6.5.5).
+    fn use_both(&mut self) {
+        let mut buffers = self.memory.buffers(2, 64).unwrap();
+        let (mut command, answer) = (buffers.pop().unwrap(), buffers.pop().unwrap());
+        command.write(&[4, 0, 2, 0]);
+        let (readable, writable) =
+            ([Segment { len: 4, ..Segment::from(&command) }], [Segment { len: 1, ..Segment::from(&answer) }]);
+        let control = &mut self.vrings[CONTROL];
+        assert!(control.queue_mut().add(&readable, &writable, answer).is_ok());
+        control.publish().unwrap();
+        assert!(control.wait(LIMIT).unwrap());
+        let answer = control.queue_mut().reclaim().unwrap().expect("an answer").owner;
+        let mut bytes = [0xff];
+        answer.read(&mut bytes);
+        assert_eq!(bytes, [0], "it is carried out");
+    }
+
+    /// Stops all rings and takes the device's state.
+    fn stop(&mut self) -> Vec<u8> {
+        for vring in &mut self.vrings {
+            self.frontend.stop(vring).unwrap();
+        }
+        self.frontend.save_state(1000).unwrap()
+    }
+
+    /// Goes on with another server, where the rings are and with the memory they are in.
+    fn go_on(&mut self, server: &Server, state: Option<&[u8]>) {
+        self.frontend = Self::negotiate(server);
+        self.frontend.add_memory([&self.memory]).unwrap();
+        if let Some(state) = state {
+            self.frontend.load_state(state).unwrap();
+        }
+        self.run();
+    }
+
+    /// How many of several flows' frames arrive in each receive ring.
+    fn spread(&mut self, from: &mut NetDriver) -> [usize; 2] {
+        for flow in 0..FLOWS {
+            from.send(&datagram(flow)).unwrap();
+        }
+        let mut counts = [0; 2];
+        while counts.iter().sum::<usize>() < FLOWS.into() {
+            let before = counts;
+            for (count, ring) in counts.iter_mut().zip(RX) {
+                while let Some(used) = self.vrings[ring].queue_mut().reclaim().unwrap() {
+                    *count += 1;
+                    let room = [Segment::from(&used.owner)];
+                    assert!(self.vrings[ring].queue_mut().add(&[], &room, used.owner).is_ok());
+                }
+                self.vrings[ring].publish().unwrap();
+            }
+            if counts == before {
+                assert!(self.vrings[RX[0]].wait(LIMIT).unwrap(), "{counts:?} of {FLOWS}");
+            }
+        }
+        counts
+    }
+}
+
+/// A UDP datagram of a flow of its own, to all stations.
+fn datagram(port: u16) -> Vec<u8> {
+    let ip = [0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+    let udp = [port.to_be_bytes(), [0, 9], [0, 8], [0, 0]].concat();
+    let mut frame = [&[0xff; 6][..], &[2, 0, 0, 0, 0, 1], &[8, 0], &ip, &udp].concat();
+    frame.resize(60, 0);
+    frame
+}
+
+/// [VU-BE-migrating-back-end-state-01] [VU-BE-migrating-back-end-state-02] A driver goes to another server, rings and memory
+/// and all. With the device's state its frames are spread over the pairs that it asked for before; without, they are not.
+#[test]
+fn the_state_of_a_device_moves_along() {
+    for moves_state in [true, false] {
+        let servers = [0; 2].map(|_| Server::switch(PROGRAM.as_ref(), &["a,queues=2", "b"], &[]).unwrap());
+        let mut others = servers.each_ref().map(|server| driver(server, "b", 0));
+        let mut a = TwoPairs::start(&servers[0]);
+        assert_eq!(a.spread(&mut others[0]), [32, 0]);
+        a.use_both();
+        let [first, second] = a.spread(&mut others[0]);
+        assert!(first > 0 && second > 0, "{first} and {second}");
+        let state = a.stop();
+        a.go_on(&servers[1], moves_state.then_some(&state[..]));
+        let wanted = if moves_state { [first, second] } else { [32, 0] };
+        assert_eq!(a.spread(&mut others[1]), wanted);
+    }
 }

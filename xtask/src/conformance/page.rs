@@ -43,10 +43,10 @@ const AREA: &str = "
 /// The page.
 pub(super) fn render(ledger: &Ledger) -> String {
     let areas = areas(ledger);
-    let whole = WHOLE.join(" or ");
+    let whole = WHOLE.map(|(area, roles)| format!("{area} ({})", roles.join(", "))).join(", ");
     let mut page = vec![
         INTRODUCTION.to_owned(),
-        format!("\n`make lint` fails while a MUST or MUST NOT of {whole} is open.\n"),
+        format!("\n`make lint` fails while a MUST or MUST NOT of these is open: {whole}.\n"),
         SUMMARY.to_owned(),
     ];
     let mut all = Count::default();

@@ -28,9 +28,9 @@ test: setup model
 	fi
 	FUZZ_JOBS=$$(nproc) fuzz/run.sh 30
 
-# Crashes, migrations and traffic at length: about a quarter of an hour times SOAK.
+# Crashes, migrations, messages and traffic at length: about a quarter of an hour times SOAK.
 soak: setup
-	RINGWAY_SOAK='$(SOAK)' $(CARGO) test --release --package ringway --tests -- \
+	RINGWAY_SOAK='$(SOAK)' $(CARGO) test --release --package ringway --package ringway-testkit --tests -- \
 		--ignored --test-threads 1 --nocapture soak_
 
 # The rings under a model of the processor's memory: every order of two threads, every stale value.

@@ -56,7 +56,7 @@ fn sessions_leave_nothing() {
 
 /// A million messages and more.
 #[test]
-#[ignore = "takes minutes"]
-fn a_million_messages_leave_nothing() {
+#[ignore = "for `make soak`"]
+fn soak_a_million_messages_leave_nothing() {
     run(30_000);
 }

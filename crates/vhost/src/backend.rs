@@ -188,7 +188,8 @@ impl<D: Device> Session<D> {
     pub fn interests(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
         let channel = self.channel.as_ref().map(|channel| channel.interest());
         let transfer = self.transfer.as_ref().and_then(Transfer::interest);
-        channel.into_iter().chain(transfer)
+        let kicks = self.first_kicks().map(|kick| (kick, PollFlags::IN));
+        channel.into_iter().chain(transfer).chain(kicks)
     }
 
     /// Does what can be done now without a request. Returns a reply that was owed.
@@ -199,6 +200,7 @@ impl<D: Device> Session<D> {
         if let Some(transfer) = &mut self.transfer {
             transfer.proceed();
         }
+        self.look_for_first_kicks();
         let header = self.owed.take()?;
         if let Answer::Reply(payload, _) = self.check_device_state() {
             return Some(header.reply(&payload).into());

@@ -327,6 +327,13 @@ fn event() -> OwnedFd {
     eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).expect("an eventfd")
 }
 
+/// A kick that has come.
+fn kicked() -> OwnedFd {
+    let kick = event();
+    rustix::io::write(&kick, &1u64.to_ne_bytes()).expect("a kick");
+    kick
+}
+
 /// How often an event was signalled.
 fn signals(event: &OwnedFd) -> u64 {
     let mut bytes = [0; 8];
@@ -455,7 +462,7 @@ impl FrontEnd {
     }
 
     fn kick(&mut self, ring: u32) {
-        self.send_with(SET_VRING_KICK, &words64(&[ring.into()]), vec![event()]);
+        self.send_with(SET_VRING_KICK, &words64(&[ring.into()]), vec![kicked()]);
     }
 
     /// Gives a call file descriptor, and returns our end.
@@ -992,6 +999,45 @@ fn size_and_base_of_a_running_ring_stay() {
     assert_eq!((front.told(), front.base(0)), (vec![], 5));
     front.send_state(SET_VRING_NUM, 0, 4);
     front.send_state(SET_VRING_BASE, 0, 4);
+}
+
+/// [VU-BE-ring-states-01] [VU-BE-ring-states-06] [VU-BE-ring-states-07] A new ring starts with its first kick, whatever is
+/// available before, and stops when its base is asked for. One that goes on where it was does not wait: its kick may
+/// have gone to another back-end. A kick that cannot come any more is as good as one.
+#[test]
+fn a_new_ring_waits_for_its_first_kick() {
+    let guest = Guest::new();
+    let mut front = FrontEnd::with_ring(&guest, 0, 0);
+    front.told();
+    guest.offer(1, 2);
+    front.describe(&guest, 1, 0);
+    let kick = event();
+    let clone = kick.try_clone().expect("a clone");
+    front.send_with(SET_VRING_KICK, &words64(&[1]), vec![clone]);
+    front.send_state(SET_VRING_ENABLE, 1, 1);
+    assert!(front.session.turn().is_none());
+    assert_eq!((front.told(), guest.used_idx(1)), (vec![], 0));
+    // Who polls for the session polls for the kick.
+    assert_eq!(front.session.interests().count(), 1);
+    rustix::io::write(&kick, &1u64.to_ne_bytes()).expect("a kick");
+    assert!(front.session.turn().is_none());
+    assert_eq!((front.told(), front.session.interests().count()), (vec![start(1, true)], 0));
+    // It has kicked: other memory and other addresses do not have it wait again.
+    front.send(SET_VRING_ADDR, &guest.addresses(1));
+    assert_eq!(front.told(), [Told::Stop(1), start(1, true)]);
+    assert_eq!(front.serve(1), 2);
+
+    assert_eq!((front.base(1), front.told()), (2, vec![Told::Stop(1)]));
+    front.send_with(SET_VRING_KICK, &words64(&[1]), vec![event()]);
+    assert_eq!(front.told(), [start(1, true)], "it goes on");
+
+    front.describe(&guest, 2, 0);
+    let (kick, writer) = rustix::pipe::pipe().expect("a pipe");
+    front.send_with(SET_VRING_KICK, &words64(&[2]), vec![kick]);
+    assert_eq!(front.told(), []);
+    drop(writer);
+    assert!(front.session.turn().is_none());
+    assert_eq!(front.told(), [start(2, false)]);
 }
 
 /// [VU-BE-ring-states-08] Features without bit 30 enable all rings at once, also those that run.

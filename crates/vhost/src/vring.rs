@@ -1,11 +1,13 @@
 //! A vring being set up, and what it is made of once it runs.
 //!
 //! ```text
-//!            num, addr, kick, and the session's features, memory, status
+//!            num, addr, kick, and the session's features, memory, status; the driver has kicked
 //!   stopped ─────────────────────────────────────────────────────────────► running
 //!      ▲                                                                      │
 //!      └────────────── GET_VRING_BASE, reset, end of the session ─────────────┘
 //! ```
+//!
+//! A ring that goes on where it was starts without waiting for a kick: that may have gone to the process before this one.
 //!
 //! Enabled is another matter: a running ring that is not enabled is served without side effects.
 
@@ -16,8 +18,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use ringway_memory::{MemoryError, MemoryTable, RingArea};
+use ringway_queue::inflight::is_new;
 use ringway_queue::{Areas, DeviceQueue, QueueConfig, ResumeState};
-use rustix::event::epoll;
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
@@ -150,6 +153,10 @@ impl Kick {
 
 /// A vring as the front-end has described it so far.
 #[derive(Default)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is something that the front-end or the driver said or did not"
+)]
 pub(crate) struct Vring {
     pub(crate) num: Option<u16>,
     pub(crate) addresses: Option<VringAddresses>,
@@ -160,6 +167,10 @@ pub(crate) struct Vring {
     pub(crate) err: Option<Notifier>,
     pub(crate) enabled: bool,
     pub(crate) is_running: bool,
+    /// The driver has kicked since the ring was given its kick.
+    pub(crate) is_kicked: bool,
+    /// It would run if the driver had kicked.
+    pub(crate) awaits_kick: bool,
     /// Lengths of the areas of the ring that ran last: descriptor, driver, device.
     lens: [usize; 3],
 }
@@ -183,14 +194,33 @@ impl Vring {
         Areas::resolve(memory, size, features, at.descriptor, at.driver, at.device)
     }
 
-    /// Starts a complete ring. `call` and `err` stand for what the front-end did not say.
+    /// Whether the driver has kicked: it counts as long as it is the same kick.
+    pub(crate) fn look_for_kick(&mut self) -> bool {
+        self.is_kicked |= match &self.kick {
+            Some(Kick::Fd(fd)) => is_ready(fd),
+            Some(Kick::Polled) => true,
+            Some(Kick::InBand) | None => false,
+        };
+        self.is_kicked
+    }
+
+    /// Takes the kick away: the ring needs another to start.
+    pub(crate) fn forget_kick(&mut self) {
+        self.kick = None;
+        self.is_kicked = false;
+        self.awaits_kick = false;
+    }
+
+    /// Starts a complete ring, unless it has to wait for the driver's first kick. `call` and `err` stand for what the
+    /// front-end did not say.
     pub(crate) fn start(
         &mut self,
         features: u64,
         memory: &Arc<MemoryTable>,
         inflight: Option<RingArea>,
         [call, err]: [Notifier; 2],
-    ) -> Result<Running, RequestError> {
+    ) -> Result<Option<Running>, RequestError> {
+        let is_kicked = self.look_for_kick();
         let (Some(size), Some(at), Some(kick)) = (self.num, self.addresses, &self.kick) else {
             unreachable!("a complete ring")
         };
@@ -204,12 +234,26 @@ impl Vring {
             Some(_) => at.log.map(|_| areas.device.gpa()),
             None => at.log,
         };
+        let is_recorded = inflight.as_ref().is_some_and(|region| !is_new(region));
         let config = QueueConfig { size, features, areas, memory, resume, used_log, inflight };
+        self.awaits_kick = !(is_kicked || is_resumed || is_recorded);
+        if self.awaits_kick {
+            // What cannot start is told now; nothing is touched.
+            config.check()?;
+            return Ok(None);
+        }
         let queue = DeviceQueue::start(config)?;
         let or = |own: &Option<Notifier>, other| own.as_ref().map_or(Ok(other), Notifier::try_clone);
         let (kick, call, err) = (kick.try_clone()?, or(&self.call, call)?, or(&self.err, err)?);
         self.is_running = true;
         self.lens = lens;
-        Ok(Running { queue, kick, call, err, enabled: self.enabled, is_resumed })
+        Ok(Some(Running { queue, kick, call, err, enabled: self.enabled, is_resumed }))
     }
+}
+
+/// Whether a kick has come, or none can any more.
+fn is_ready(fd: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(fd, PollFlags::IN)];
+    let no_wait = Timespec { tv_sec: 0, tv_nsec: 0 };
+    matches!(poll(&mut fds, Some(&no_wait)), Ok(1..))
 }

@@ -1,15 +1,9 @@
 //! What each failure is: looked up in the document and, where it is open, in the back-end's source.
 
-use ringway_testkit::backend::Project::{self, Dpdk, Qemu, Ringway};
+use ringway_testkit::backend::Project::{self, Dpdk, Qemu};
 
 /// The back-end, the case, and why it fails.
 pub(super) const NOTES: &[(Project, &str, &str)] = &[
-    (
-        Ringway,
-        "stopped-at-first",
-        "Deliberate: a ring runs as soon as it has all that it needs. Front-ends kick every ring that they start, so \
-         none can tell, and one that resumes a ring with chains in it and forgets the kick is served.",
-    ),
     (
         Dpdk,
         "base-is-kept-packed",

@@ -43,6 +43,19 @@ pub struct QueueConfig {
     pub inflight: Option<RingArea>,
 }
 
+impl QueueConfig {
+    /// Whether a queue can start like this, as far as that can be told without looking into its areas.
+    ///
+    /// # Errors
+    /// As of [`DeviceQueue::start`], but for what the queue's part of the memory for chains in flight holds.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let Self { size, features, areas, resume, inflight, .. } = self;
+        areas.check(*size, *features)?;
+        resume.check(*size, *features)?;
+        inflight.as_ref().map_or(Ok(()), |area| inflight::check(area, *size, *features))
+    }
+}
+
 /// Why a queue cannot start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum ConfigError {
@@ -190,12 +203,8 @@ impl DeviceQueue {
     /// # Errors
     /// [`ConfigError`]; nothing of the ring has been touched then.
     pub fn start(config: QueueConfig) -> Result<Self, ConfigError> {
+        config.check()?;
         let QueueConfig { size, features, areas, memory, used_log, resume, inflight } = config;
-        areas.check(size, features)?;
-        resume.check(size, features)?;
-        if let Some(area) = &inflight {
-            inflight::check(area, size, features)?;
-        }
         let log = memory.log().cloned();
         let iommu = memory.translation().cloned().map(Iommu::new);
         let area_log = |at| Some(AreaLog::new(log.as_ref()?, at));

@@ -40,6 +40,7 @@ pub(crate) enum Fault {
     FailuresHidden,
     AlwaysEnabled,
     KickLost,
+    NoKickNeeded,
     CallNeverReplaced,
     MemoryNeverReplaced,
     MemoryNeverUnmapped,
@@ -64,6 +65,7 @@ pub(crate) const FAULTS: &[(Fault, &[&str])] = &[
     (Fault::FailuresHidden, &["failure-is-told", "set-config-refusal"]),
     (Fault::AlwaysEnabled, &["disabled-receives-nothing"]),
     (Fault::KickLost, &["started-and-enabled", "polling"]),
+    (Fault::NoKickNeeded, &["stopped-at-first"]),
     (Fault::CallNeverReplaced, &["call-replaced", "without-call"]),
     (Fault::MemoryNeverReplaced, &["mem-table-replaced"]),
     (Fault::MemoryNeverUnmapped, &["rem-mem-reg", "rem-mem-reg-offset"]),
@@ -189,6 +191,11 @@ impl Faulty {
                 self.seen += 1;
                 if self.seen > if number == SET_VRING_CALL { 2 } else { 1 } {
                     return success();
+                }
+            }
+            (Fault::NoKickNeeded, SET_VRING_KICK) => {
+                for kick in &fds {
+                    rustix::io::write(kick, &1u64.to_ne_bytes()).expect("an event");
                 }
             }
             (Fault::FilesNeverClosed, SET_VRING_CALL | REM_MEM_REG) => {

@@ -215,6 +215,8 @@ impl NetFrontend {
         let pair = &self.pairs[index / 2];
         let ring = if index.is_multiple_of(2) { &pair.rx } else { &pair.tx };
         let payload = (index as u64).to_le_bytes();
+        // A ring starts with its first kick. As QEMU does, that is made at once.
+        ring.kick.signal()?;
         self.tell(request::SET_VRING_KICK, &payload, &[ring.kick.as_fd()])?;
         self.tell(request::SET_VRING_CALL, &payload, &[ring.call.as_fd()])?;
         self.tell(request::SET_VRING_ERR, &payload, &[ring.error.as_fd()])

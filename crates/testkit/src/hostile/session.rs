@@ -88,7 +88,8 @@ pub fn session(data: &[u8]) {
 }
 
 fn event() -> OwnedFd {
-    eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).expect("an eventfd")
+    // Signalled: as a kick it starts a ring.
+    eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).expect("an eventfd")
 }
 
 /// Handles a message; false if the session is to be ended.

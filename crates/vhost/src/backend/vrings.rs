@@ -1,9 +1,11 @@
 //! Requests about vrings, and when one starts and stops.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use ringway_spec::packed;
 use ringway_spec::status::DeviceStatus;
+
+use tracing::warn;
 
 use super::channel::{Channel, Note};
 use super::{Answer, Device, RequestError, Session};
@@ -66,7 +68,7 @@ impl<D: Device> Session<D> {
         self.asked.clear();
         let (_, vring) = self.vring(index)?;
         // The ring is stopped, not reset: it goes on with the next kick.
-        vring.kick = None;
+        vring.forget_kick();
         let base = vring.base.to_word(features);
         Ok(Answer::Reply(crate::message::state(index, base), None))
     }
@@ -86,6 +88,7 @@ impl<D: Device> Session<D> {
         self.require(pf::INBAND_NOTIFICATIONS)?;
         let (index, vring) = self.vring(index)?;
         vring.kick.get_or_insert(Kick::InBand);
+        vring.is_kicked = true;
         self.start_ready()?;
         if self.vrings[usize::from(index)].is_running {
             self.device.kick_vring(index);
@@ -174,12 +177,31 @@ impl<D: Device> Session<D> {
                 if self.awaits_translation(&error) {
                     continue;
                 }
-                self.vrings[usize::from(index)].kick = None;
+                self.vrings[usize::from(index)].forget_kick();
                 result = result.and(Err(error));
             }
         }
         self.tell_config_changed();
         result
+    }
+
+    /// The kicks that rings wait for to start.
+    pub(super) fn first_kicks(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.vrings.iter().filter(|vring| vring.awaits_kick).filter_map(|vring| match &vring.kick {
+            Some(Kick::Fd(fd)) => Some(fd.as_fd()),
+            _ => None,
+        })
+    }
+
+    /// Starts the rings whose first kick has come.
+    pub(super) fn look_for_first_kicks(&mut self) {
+        let is_kicked = |vring: &mut Vring| vring.awaits_kick && vring.look_for_kick();
+        if self.vrings.iter_mut().any(is_kicked)
+            && let Err(error) = self.start_ready()
+        {
+            // It could have started when it was set up; memory or features have changed since.
+            warn!("port {}: {error}", self.name);
+        }
     }
 
     fn start(&mut self, index: u16, features: u64) -> Result<(), RequestError> {
@@ -191,8 +213,10 @@ impl<D: Device> Session<D> {
             Some(file) => file.area(index, features)?,
             None => None,
         };
-        let running = self.vrings[usize::from(index)].start(features, &self.memory, inflight, in_band)?;
-        self.device.start_vring(index, running);
+        let vring = &mut self.vrings[usize::from(index)];
+        if let Some(running) = vring.start(features, &self.memory, inflight, in_band)? {
+            self.device.start_vring(index, running);
+        }
         Ok(())
     }
 
@@ -215,7 +239,7 @@ impl<D: Device> Session<D> {
     pub(super) fn stop_all(&mut self) {
         self.pause_all();
         for vring in &mut self.vrings {
-            vring.kick = None;
+            vring.forget_kick();
         }
     }
 }

@@ -131,7 +131,7 @@ fn a_ring_that_cannot_be_does_not_start() {
         front.set_mem_table(&guest);
         front.describe(&guest, 1, base);
         front.send_state(SET_VRING_NUM, 1, size);
-        let is_refused = front.ack(SET_VRING_KICK, &words64(&[1]), vec![event()]) != 0;
+        let is_refused = front.ack(SET_VRING_KICK, &words64(&[1]), vec![kicked()]) != 0;
         assert_eq!(front.is_running(1), !is_refused);
         // Its neighbour starts, and so does the ring itself once it is described well.
         front.describe(&guest, 0, 0);

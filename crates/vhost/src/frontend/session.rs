@@ -302,6 +302,8 @@ impl Frontend {
             Signals::Events => {
                 self.call(Request::SetVringErr { index, fd: Some(vring.err().share()?) })?;
                 self.call(Request::SetVringCall { index, fd: Some(vring.call().share()?) })?;
+                // A ring starts with its first kick (Starting and stopping rings).
+                vring.kick().signal()?;
                 self.call(Request::SetVringKick { index, fd: Some(vring.kick().share()?) })?;
             }
             Signals::Polled => {

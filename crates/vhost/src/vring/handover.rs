@@ -22,6 +22,8 @@ pub(crate) struct VringState {
     call: Option<NotifierState>,
     err: Option<NotifierState>,
     enabled: bool,
+    #[serde(default)]
+    is_kicked: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -60,7 +62,9 @@ enum NotifierState {
 impl VringState {
     /// Its state; its files are added to `files`.
     pub(crate) fn of<'v>(vring: &'v Vring, files: &mut FilesOut<'v>) -> Self {
-        let Vring { num, addresses, base, kick, call, err, enabled, is_running: _, lens: _ } = vring;
+        let Vring { num, addresses, base, kick, call, err, enabled, is_kicked, .. } = vring;
+        // Whether it runs or waits follows from these.
+        let Vring { is_running: _, awaits_kick: _, lens: _, .. } = vring;
         Self {
             num: *num,
             addresses: addresses.map(|VringAddresses { descriptor, driver, device, log }| AddressesState {
@@ -85,6 +89,7 @@ impl VringState {
             call: call.as_ref().and_then(|call| call.state(files)),
             err: err.as_ref().and_then(|err| err.state(files)),
             enabled: *enabled,
+            is_kicked: *is_kicked,
         }
     }
 
@@ -119,6 +124,8 @@ impl VringState {
             err: self.err.map(|err| Notifier::restore(err, files)).transpose()?,
             enabled: self.enabled,
             is_running: false,
+            is_kicked: self.is_kicked,
+            awaits_kick: false,
             lens: [0; 3],
         })
     }

@@ -128,6 +128,11 @@ pub(crate) fn check(area: &RingArea, size: u16, features: u64) -> Result<(), Con
     Ok(())
 }
 
+/// Whether nothing has been recorded in a region yet.
+pub fn is_new(area: &RingArea) -> bool {
+    area.load_u16_acquire(REGION_VERSION) == 0
+}
+
 /// Whether a region is in use; else it is new. It must be of this queue.
 fn is_in_use(area: &RingArea, size: u16) -> Result<bool, InflightError> {
     match area.load_u16_acquire(REGION_VERSION) {

@@ -25,7 +25,7 @@ const PAGE: &str = "docs/PEERS.md";
 /// What to do with the page.
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// The ringway program
+    /// The ringway program, as `make build` makes it
     #[arg(long, value_name = "PATH", default_value = "target/release/ringway")]
     program: PathBuf,
 }

@@ -1040,6 +1040,29 @@ fn a_new_ring_waits_for_its_first_kick() {
     assert_eq!(front.told(), [start(2, false)]);
 }
 
+/// While no ring may run nobody polls for kicks: they would be there, and nothing to be done about it.
+#[test]
+fn nobody_polls_for_a_kick_in_vain() {
+    let guest = Guest::new();
+    let mut front = FrontEnd::new();
+    front.send_u64(SET_PROTOCOL_FEATURES, pf::STATUS);
+    front.send_u64(SET_FEATURES, ACKED);
+    front.set_mem_table(&guest);
+    front.describe(&guest, 0, 0);
+    let kick = event();
+    front.send_with(SET_VRING_KICK, &words64(&[0]), vec![kick.try_clone().expect("a clone")]);
+    let polled = |front: &FrontEnd| front.session.interests().count();
+    assert_eq!(polled(&front), 0);
+    front.send_u64(SET_STATUS, DRIVER_OK);
+    assert_eq!(polled(&front), 1);
+    front.send_u64(SET_STATUS, 1);
+    rustix::io::write(&kick, &1u64.to_ne_bytes()).expect("a kick");
+    assert_eq!(polled(&front), 0);
+    front.send_u64(SET_STATUS, DRIVER_OK);
+    assert!(front.is_running(0));
+    assert_eq!(polled(&front), 0);
+}
+
 /// [VU-BE-ring-states-08] Features without bit 30 enable all rings at once, also those that run.
 #[test]
 fn features_without_protocol_features_enable_all() {

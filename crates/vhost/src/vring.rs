@@ -221,6 +221,7 @@ impl Vring {
         [call, err]: [Notifier; 2],
     ) -> Result<Option<Running>, RequestError> {
         let is_kicked = self.look_for_kick();
+        self.awaits_kick = false;
         let (Some(size), Some(at), Some(kick)) = (self.num, self.addresses, &self.kick) else {
             unreachable!("a complete ring")
         };

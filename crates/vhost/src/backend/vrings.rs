@@ -185,9 +185,11 @@ impl<D: Device> Session<D> {
         result
     }
 
-    /// The kicks that rings wait for to start.
+    /// The kicks that rings wait for to start; none as long as no ring may run.
     pub(super) fn first_kicks(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.vrings.iter().filter(|vring| vring.awaits_kick).filter_map(|vring| match &vring.kick {
+        let may_run = self.may_run().is_some();
+        let awaits = move |vring: &&Vring| may_run && vring.awaits_kick;
+        self.vrings.iter().filter(awaits).filter_map(|vring| match &vring.kick {
             Some(Kick::Fd(fd)) => Some(fd.as_fd()),
             _ => None,
         })

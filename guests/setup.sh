@@ -57,7 +57,8 @@ what_is_missing() {
 
 # The Debian packages whose programs are not here. A program counts however it was installed.
 missing_packages() {
-    has qemu-system-x86_64 && [ "$(qemu_major)" -ge 10 ] || echo qemu-system-x86
+    has qemu-system-x86_64 && [ "$(qemu_major qemu-system-x86_64)" -ge 10 ] || echo qemu-system-x86
+    has qemu-storage-daemon && [ "$(qemu_major qemu-storage-daemon)" -ge 10 ] || echo qemu-utils
     has linux.uml && [ -d "$uml_modules" ] || echo user-mode-linux
     # The `busybox` package is linked dynamically and has fewer commands; a guest has no libraries.
     has busybox && ! ldd "$(command -v busybox)" >/dev/null 2>&1 || echo busybox-static
@@ -68,27 +69,30 @@ missing_packages() {
 
 has() { command -v "$1" >/dev/null; }
 
+# The first number of the version of one of QEMU's programs.
 qemu_major() {
     local version
-    version=$(qemu-system-x86_64 --version | sed -n '1s/.*version \([0-9]*\)\..*/\1/p')
+    version=$("$1" --version | sed -n '1s/.*version \([0-9]*\)\..*/\1/p')
     echo "${version:-0}"
 }
 
 install_packages() {
-    local packages
+    local packages package
     packages=$(missing_packages | tr '\n' ' ')
     [ -n "$packages" ] || return 0
     need_bookworm "packages $packages"
     [ "$(id -u)" = 0 ] || die "not installed: $packages; run this as root, or install them with apt" \
-        "(qemu-system-x86 from bookworm-backports: it must be version 10 or newer)"
+        "(qemu-system-x86 and qemu-utils from bookworm-backports: they must be version 10 or newer)"
     say "installing $packages"
     export DEBIAN_FRONTEND=noninteractive
     update_apt
     # bookworm's own QEMU is 7.2; everything else comes from bookworm itself.
-    case " $packages" in *' qemu-system-x86 '*)
-        apt-get install -qy --no-install-recommends -t bookworm-backports qemu-system-x86 >&2
-        packages=${packages/qemu-system-x86 /} ;;
-    esac
+    for package in qemu-system-x86 qemu-utils; do
+        case " $packages" in *" $package "*)
+            apt-get install -qy --no-install-recommends -t bookworm-backports "$package" >&2
+            packages=${packages/"$package "/} ;;
+        esac
+    done
     # shellcheck disable=SC2086  # a list of words
     [ -z "$packages" ] || apt-get install -qy --no-install-recommends $packages >&2
     packages=$(missing_packages | tr '\n' ' ')

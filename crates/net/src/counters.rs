@@ -1,7 +1,9 @@
-//! What a worker counts. Each counter has one writer, its worker, and may be read at any time.
+//! What workers count. Each counter has one writer, a worker or the control thread, and may be read at any time; what
+//! all count of a port is the sum.
 //!
 //! Frames add up: what came from a port was delivered to others, or is named by a reason.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// Adds `n`; only the worker that owns the counter does.
+    /// Adds `n`; only the thread that owns the counter does.
     #[inline]
     pub fn add(&self, n: u64) {
         // One writer: a load and a store do, without the cost of a locked instruction.
@@ -94,6 +96,20 @@ impl Counters {
     #[inline]
     pub fn count_drop(&self, reason: DropReason) {
         self.drops[reason as usize].add(1);
+    }
+
+    /// Adds what another one counted.
+    pub(crate) fn add(&self, other: &Self) {
+        for ((_, counter), (_, other)) in self.named().zip(other.named()) {
+            counter.add(other.get());
+        }
+    }
+
+    /// Goes on from what was counted, by name.
+    pub(crate) fn restore(&self, counted: &BTreeMap<String, u64>) {
+        for (name, counter) in self.named() {
+            counter.add(counted.get(name).copied().unwrap_or_default());
+        }
     }
 
     /// All counters, by names that stay.

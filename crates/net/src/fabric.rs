@@ -1,18 +1,16 @@
-//! Where frames go: the ports of a worker, and the rule by which a frame that came from one reaches others.
+//! From a burst of frames to the ports that they go to.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::mpsc::Sender;
+use std::sync::{Arc, MutexGuard};
 
+use arrayvec::ArrayVec;
 use ringway_queue::{Missing, QueueError};
 
 use crate::counters::{Counters, DropReason};
-use crate::frame::{Ethernet, Frame};
-use crate::handover::PortState;
-use crate::port::guest::{GuestPort, Undelivered};
+use crate::frame::Frame;
+use crate::plane::{Bell, lock};
+use crate::port::guest::{RxQueue, RxRing, Undelivered};
 use crate::port::tap::Tap;
-use crate::switch::{Decision, Switch};
-use crate::worker::Signal;
 
 /// What becomes of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +27,7 @@ pub enum Forward {
     Generate(usize),
 }
 
-/// What the worker tells.
+/// What the workers tell.
 #[derive(Debug)]
 pub enum Event {
     /// A driver broke a ring, which is stopped.
@@ -59,6 +57,11 @@ pub enum Event {
         /// What the ring waits for.
         missing: Missing,
     },
+    /// A driver kicked its control queue.
+    Command {
+        /// The port.
+        port: usize,
+    },
     /// A tap cannot be read any more.
     TapFailed {
         /// The port.
@@ -68,163 +71,204 @@ pub enum Event {
     },
 }
 
-/// A port.
-pub(crate) struct Port {
+impl Event {
+    /// A ring failed: its driver broke it, unless its memory was taken away, when what the ring says means nothing.
+    pub(crate) fn of_failure(
+        port: usize,
+        session: u64,
+        index: u16,
+        is_intact: bool,
+        error: QueueError,
+    ) -> Self {
+        if is_intact {
+            Self::QueueFailed { port, session, index, error }
+        } else {
+            Self::MemoryFault { port, session }
+        }
+    }
+}
+
+/// A port as a worker sees it.
+pub(crate) struct PortSlot {
     pub(crate) kind: PortKind,
+    /// What this worker counts of it.
     pub(crate) counters: Arc<Counters>,
 }
 
+#[derive(Clone)]
 pub(crate) enum PortKind {
-    Guest(Box<GuestPort>),
-    Tap { tap: Tap, is_ready: bool },
+    /// A guest, and the receive rings that frames may go to now.
+    Guest(Vec<Arc<RxRing>>),
+    Tap(Arc<Tap>),
 }
 
-impl Port {
-    /// Goes on where another process's port was.
-    pub(crate) fn restore(&mut self, state: &PortState) {
-        for (name, counter) in self.counters.named() {
-            counter.add(state.counters.get(name).copied().unwrap_or_default());
-        }
-        if let PortKind::Guest(guest) = &mut self.kind {
-            guest.counted = state.counted;
-        }
-    }
-
-    /// The guest behind it.
-    pub(crate) fn guest(&mut self) -> Option<&mut GuestPort> {
-        match &mut self.kind {
-            PortKind::Guest(guest) => Some(guest),
-            PortKind::Tap { .. } => None,
-        }
-    }
-
+impl PortKind {
     /// Whether a frame may reach it now.
     fn can_receive(&self) -> bool {
-        match &self.kind {
-            PortKind::Guest(guest) => guest.can_receive(),
-            PortKind::Tap { .. } => true,
+        match self {
+            Self::Guest(rings) => !rings.is_empty(),
+            Self::Tap(_) => true,
         }
     }
 }
 
-/// The ports and the rule.
-pub(crate) struct Fabric {
-    pub(crate) ports: Vec<Port>,
-    pub(crate) forward: Forward,
-    pub(crate) switch: Switch,
-    /// Room for a frame that has to be changed.
-    pub(crate) scratch: Vec<u8>,
-    /// Seconds since the start.
-    pub(crate) now: u64,
-    pub(crate) events: Sender<Event>,
-    pub(crate) event_signal: Arc<Signal>,
+/// How many receive rings are kept locked at once.
+const OPEN_RINGS: usize = 8;
+
+/// Frames on their way, a burst of them. Every receive ring is locked once for all of its frames, which are published
+/// together in the end.
+///
+/// Other workers may wait for a ring that is locked here. So nobody waits for one while holding another: if a
+/// ring is not free, all others are let go first.
+pub(crate) struct Delivery<'w> {
+    ports: &'w [PortSlot],
+    scratch: &'w mut Vec<u8>,
+    bell: &'w Bell,
+    open: ArrayVec<OpenRing<'w>, OPEN_RINGS>,
 }
 
-impl Fabric {
-    /// The guest of a port that has one.
-    pub(crate) fn guest(&mut self, port: usize) -> &mut GuestPort {
-        self.ports[port].guest().expect("only guests have sessions")
+/// A receive ring that is locked.
+struct OpenRing<'w> {
+    port: usize,
+    ring: &'w RxRing,
+    queue: MutexGuard<'w, RxQueue>,
+}
+
+impl<'w> Delivery<'w> {
+    pub(crate) fn new(ports: &'w [PortSlot], scratch: &'w mut Vec<u8>, bell: &'w Bell) -> Self {
+        Self { ports, scratch, bell, open: ArrayVec::new() }
     }
 
-    /// Sends a frame where it belongs.
-    #[inline]
-    pub(crate) fn forward(&mut self, from: usize, ethernet: &Ethernet, mut frame: Frame<'_>) {
-        match self.forward {
-            Forward::Switch => match self.switch.decide(ethernet, from, self.now) {
-                Decision::To(port) => self.deliver(port, frame),
-                Decision::Flood => self.flood(from, frame),
-                Decision::Filter => self.ports[from].counters.count_drop(DropReason::Filtered),
-            },
-            Forward::Wire => self.deliver(1 - from, frame),
-            Forward::Echo => {
-                frame.addresses = Some((ethernet.src, ethernet.dst));
-                self.deliver(from, frame);
-            }
-            Forward::Sink | Forward::Generate(_) => {}
-        }
+    /// What this worker counts of a port.
+    pub(crate) fn counters(&self, port: usize) -> &'w Counters {
+        &self.ports[port].counters
     }
 
-    fn flood(&mut self, from: usize, frame: Frame<'_>) {
-        let mut is_lost = true;
-        for port in 0..self.ports.len() {
-            if port != from && self.ports[port].can_receive() {
-                is_lost = false;
-                self.deliver(port, frame);
-            }
-        }
-        if is_lost {
-            self.ports[from].counters.count_drop(DropReason::Filtered);
-        }
-    }
-
-    #[inline]
-    fn deliver(&mut self, to: usize, frame: Frame<'_>) {
-        let Port { kind, counters } = &mut self.ports[to];
-        let result = match kind {
-            PortKind::Guest(guest) => guest.deliver(frame, &mut self.scratch),
-            PortKind::Tap { tap, .. } => {
-                counters.syscalls.add(1);
-                tap.write(frame).map_err(Undelivered::Dropped).inspect(|()| {
-                    counters.to_frames.add(1);
-                    counters.to_bytes.add(frame.data.len() as u64);
-                })
-            }
-        };
-        match result {
-            Ok(()) => {}
-            Err(Undelivered::Dropped(reason)) => counters.count_drop(reason),
-            Err(Undelivered::Failed(index, error)) => {
-                counters.count_drop(DropReason::NotReady);
-                self.fail(to, index, error);
-            }
-        }
-    }
-
-    // Failures
-
-    /// A driver broke a ring: the ring is left alone, the front-end and the control thread are told, once.
-    pub(crate) fn fail(&mut self, port: usize, index: u16, error: QueueError) {
-        if self.check_memory(port) {
-            let guest = self.guest(port);
-            guest.fail(index);
-            let session = guest.session();
-            self.report(Event::QueueFailed { port, session, index, error });
-        }
-    }
-
-    /// Whether the memory of a guest is still the peer's. If its front-end took it away, what the rings say means
-    /// nothing: they are left alone, and the control thread is told, once.
-    pub(crate) fn check_memory(&mut self, port: usize) -> bool {
-        let guest = self.guest(port);
-        if guest.is_memory_intact() {
-            return true;
-        }
-        let running: Vec<u16> = guest.vrings().map(|(index, _)| index).collect();
-        for index in running {
-            guest.fail(index);
-        }
-        let session = guest.session();
-        self.report(Event::MemoryFault { port, session });
-        false
-    }
-
-    /// Has the control thread ask for the translations that a guest's rings wait for.
-    pub(crate) fn ask_translations(&mut self, port: usize) {
-        let guest = self.guest(port);
-        if !guest.has_iommu() {
-            return;
-        }
-        guest.take_ahead();
-        let session = guest.session();
-        while let Some(missing) = self.guest(port).missing() {
-            self.report(Event::TranslationMissing { port, session, missing });
-        }
+    pub(crate) fn count_drop(&self, port: usize, reason: DropReason) {
+        self.ports[port].counters.count_drop(reason);
     }
 
     /// Tells the control thread.
     pub(crate) fn report(&self, event: Event) {
-        // Without a control thread the program is ending.
-        let _ = self.events.send(event);
-        self.event_signal.raise();
+        self.bell.ring(event);
+    }
+
+    /// Sends a frame to all ports but the one that it came from.
+    pub(crate) fn flood(&mut self, from: usize, frame: &Frame<'_>) {
+        let mut is_lost = true;
+        for port in 0..self.ports.len() {
+            if port != from && self.ports[port].kind.can_receive() {
+                is_lost = false;
+                self.send(port, frame);
+            }
+        }
+        if is_lost {
+            self.count_drop(from, DropReason::Filtered);
+        }
+    }
+
+    /// Sends a frame to a port.
+    #[inline]
+    pub(crate) fn send(&mut self, to: usize, frame: &Frame<'_>) {
+        let ports = self.ports;
+        let counters = &*ports[to].counters;
+        let ring = match &ports[to].kind {
+            PortKind::Guest(rings) => match &rings[..] {
+                [] => return counters.count_drop(DropReason::NotReady),
+                [only] => only,
+                several => &several[frame.flow_hash() as usize % several.len()],
+            },
+            PortKind::Tap(tap) => {
+                counters.syscalls.add(1);
+                match tap.write(frame) {
+                    Ok(()) => {
+                        counters.to_frames.add(1);
+                        counters.to_bytes.add(frame.len() as u64);
+                    }
+                    Err(reason) => counters.count_drop(reason),
+                }
+                return;
+            }
+        };
+        if let Err(error) = self.send_to_ring(to, ring, frame) {
+            self.refuse(to, ring, &error);
+        }
+    }
+
+    /// Writes a frame to a guest.
+    #[inline]
+    pub(crate) fn send_to_ring(
+        &mut self,
+        port: usize,
+        ring: &'w RxRing,
+        frame: &Frame<'_>,
+    ) -> Result<(), Undelivered> {
+        let at = self.open(port, ring);
+        let Self { open, scratch, ports, .. } = self;
+        open[at].queue.deliver(frame, scratch, &ports[port].counters)
+    }
+
+    /// Counts a frame that a guest's ring did not take, and tells of a ring that failed.
+    #[cold]
+    pub(crate) fn refuse(&mut self, port: usize, ring: &'w RxRing, error: &Undelivered) {
+        match *error {
+            Undelivered::Dropped(reason) => self.count_drop(port, reason),
+            Undelivered::Failed(error) => {
+                self.count_drop(port, DropReason::NotReady);
+                let at = self.open(port, ring);
+                let queue = &mut self.open[at].queue;
+                let is_intact = queue.is_memory_intact();
+                queue.fail(&self.ports[port].counters);
+                self.bell.ring(Event::of_failure(port, ring.session, ring.index, is_intact, error));
+            }
+        }
+    }
+
+    /// Takes chains from a ring before there are frames for them.
+    pub(crate) fn take_ahead(&mut self, ring: &'w RxRing) {
+        let at = self.open(ring.port, ring);
+        self.open[at].queue.take_ahead();
+    }
+
+    /// Locks a ring, unless it is locked; returns its place among the locked ones.
+    #[inline]
+    fn open(&mut self, port: usize, ring: &'w RxRing) -> usize {
+        match self.open.iter().position(|open| std::ptr::eq(open.ring, ring)) {
+            Some(at) => at,
+            None => self.open_another(port, ring),
+        }
+    }
+
+    fn open_another(&mut self, port: usize, ring: &'w RxRing) -> usize {
+        if self.open.is_full() {
+            self.close();
+        }
+        let queue = ring.queue.try_lock().unwrap_or_else(|_| {
+            self.close();
+            lock(&ring.queue)
+        });
+        self.open.push(OpenRing { port, ring, queue });
+        self.open.len() - 1
+    }
+
+    /// Publishes what was delivered, and lets go of the rings.
+    fn close(&mut self) {
+        let Self { ports, bell, open, .. } = self;
+        for OpenRing { port, ring, mut queue } in open.drain(..) {
+            queue.publish(&ports[port].counters);
+            let session = ring.session;
+            if !queue.is_memory_intact() && queue.fail(&ports[port].counters) {
+                bell.ring(Event::MemoryFault { port, session });
+            }
+            while let Some(missing) = queue.missing() {
+                bell.ring(Event::TranslationMissing { port, session, missing });
+            }
+        }
+    }
+
+    /// Publishes what was delivered.
+    #[inline]
+    pub(crate) fn finish(mut self) {
+        self.close();
     }
 }

@@ -10,7 +10,7 @@ use ringway_spec::net::Header;
 pub(crate) const ETHERNET_LEN: usize = 14;
 /// Length of an Ethernet header with a tag.
 const TAGGED_LEN: usize = 18;
-/// What [`flow_hash`] looks at: addresses and ports behind a tag and an IPv6 header.
+/// What [`Frame::flow_hash`] looks at: addresses and ports behind a tag and an IPv6 header.
 const FLOW_PREFIX: usize = 62;
 
 /// Length of [`rarp`] frames: the shortest that an Ethernet carries, in bytes.
@@ -142,43 +142,140 @@ pub(crate) fn rarp(mac: Mac) -> [u8; RARP_LEN] {
     frame
 }
 
+/// Bytes that come before the rest of a frame, in place of some that its sender wrote: both addresses, and a tag
+/// perhaps. As numbers, for the reason that [`Mac`] is one.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Prefix {
+    low: u64,
+    high: u64,
+    len: usize,
+}
+
+impl Prefix {
+    /// Destination and source.
+    const ADDRESSES: usize = 12;
+    /// Destination, source and tag.
+    const TAGGED: usize = 16;
+
+    fn new(dst: Mac, src: Mac, tci: Option<u16>) -> Self {
+        let low = dst.bits() | src.bits() << 48;
+        let high = src.bits() >> 16;
+        match tci {
+            None => Self { low, high, len: Self::ADDRESSES },
+            Some(tci) => {
+                let tag = u64::from(TPID_VLAN.swap_bytes()) | u64::from(tci.swap_bytes()) << 16;
+                Self { low, high: high | tag << 32, len: Self::TAGGED }
+            }
+        }
+    }
+
+    #[inline]
+    pub(crate) const fn len(&self) -> usize {
+        self.len
+    }
+
+    #[inline]
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Its bytes; the first [`Prefix::len`] count.
+    pub(crate) fn to_bytes(self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&self.low.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.high.to_le_bytes());
+        bytes
+    }
+
+    /// Writes it where there is room for it, and for what follows.
+    #[inline]
+    pub(crate) fn write(self, to: GuestBuf<'_>) {
+        let second = to.advance(8);
+        let is_whole = to.write_array(self.low.to_le_bytes())
+            && if self.len == Self::TAGGED {
+                second.write_array(self.high.to_le_bytes())
+            } else {
+                second.write_array((self.high as u32).to_le_bytes())
+            };
+        if !is_whole {
+            // Room in pieces that end inside of it.
+            to.write(&self.to_bytes()[..self.len]);
+        }
+    }
+}
+
 /// A frame to be delivered.
 #[derive(Clone, Copy)]
 pub(crate) struct Frame<'a> {
     /// The sender's header, checked; `None` if it says nothing.
     pub(crate) header: Option<Header>,
-    /// The frame from its destination address on.
+    /// What its Ethernet header says; the length is that of the header as it is delivered.
+    pub(crate) ethernet: Ethernet,
+    /// What it begins with, if not with `data`.
+    pub(crate) prefix: Prefix,
+    /// The rest of the frame.
     pub(crate) data: GuestBuf<'a>,
-    /// How many of its bytes are the Ethernet header.
-    pub(crate) ethernet_len: usize,
-    /// The destination and the source to write in place of the frame's own.
-    pub(crate) addresses: Option<(Mac, Mac)>,
 }
 
-/// A number that is the same for all frames of a flow: by addresses, protocol and ports of IPv4 and IPv6, by
-/// Ethernet addresses for others.
-pub(crate) fn flow_hash(data: GuestBuf<'_>) -> u32 {
+impl Frame<'_> {
+    /// Its length in bytes.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.prefix.len() + self.data.len()
+    }
+
+    /// Gives it other addresses.
+    #[inline]
+    pub(crate) fn set_addresses(&mut self, dst: Mac, src: Mac) {
+        self.data = self.data.advance(Prefix::ADDRESSES);
+        self.prefix = Prefix::new(dst, src, None);
+        self.ethernet = Ethernet { dst, src, ..self.ethernet };
+    }
+
+    /// Copies it to `to`, which is made as long.
+    pub(crate) fn copy_to(&self, to: &mut Vec<u8>) {
+        to.clear();
+        to.extend(&self.prefix.to_bytes()[..self.prefix.len()]);
+        to.resize(self.len(), 0);
+        self.data.read(&mut to[self.prefix.len()..]);
+    }
+
+    /// A number that is the same for all frames of a flow: by addresses, protocol and ports of IPv4 and IPv6, by
+    /// Ethernet addresses for others.
+    pub(crate) fn flow_hash(&self) -> u32 {
+        flow_hash(&self.ethernet, self.data, self.ethernet.len - self.prefix.len())
+    }
+}
+
+/// See [`Frame::flow_hash`]; the payload of the Ethernet frame begins at `l3` of `data`.
+fn flow_hash(ethernet: &Ethernet, data: GuestBuf<'_>, l3: usize) -> u32 {
     let mut bytes = [0; FLOW_PREFIX];
     let len = data.read(&mut bytes);
     let bytes = &bytes[..len];
-    let l3 = if bytes.get(12..14) == Some(&TPID_VLAN.to_be_bytes()) { TAGGED_LEN } else { ETHERNET_LEN };
-    let (addresses, protocol, l4) = match (bytes.get(l3 - 2..l3), bytes.get(l3)) {
-        // A fragment has no ports; all of a datagram go the same way.
-        (Some([0x08, 0x00]), Some(first)) => {
-            let is_fragment = bytes.get(l3 + 6..l3 + 8).is_none_or(|f| f[0] & 0x3f != 0 || f[1] != 0);
-            let l4 = if is_fragment { len } else { l3 + usize::from(first & 15) * 4 };
-            (l3 + 12..l3 + 20, bytes.get(l3 + 9), l4)
-        }
-        (Some([0x86, 0xdd]), Some(_)) => (l3 + 8..l3 + 40, bytes.get(l3 + 6), l3 + 40),
-        _ => (0..12, None, len),
-    };
     let mut hash = 0x811c_9dc5_u32;
     let mut mix = |part: Option<&[u8]>| {
         for &byte in part.unwrap_or_default() {
             hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
         }
     };
-    mix(bytes.get(addresses));
+    let (protocol, l4) = match (bytes.get(l3 - 2..l3), bytes.get(l3)) {
+        // A fragment has no ports; all of a datagram go the same way.
+        (Some([0x08, 0x00]), Some(first)) => {
+            mix(bytes.get(l3 + 12..l3 + 20));
+            let is_fragment = bytes.get(l3 + 6..l3 + 8).is_none_or(|f| f[0] & 0x3f != 0 || f[1] != 0);
+            let l4 = if is_fragment { len } else { l3 + usize::from(first & 15) * 4 };
+            (bytes.get(l3 + 9), l4)
+        }
+        (Some([0x86, 0xdd]), Some(_)) => {
+            mix(bytes.get(l3 + 8..l3 + 40));
+            (bytes.get(l3 + 6), l3 + 40)
+        }
+        _ => {
+            mix(Some(&ethernet.dst.octets()));
+            mix(Some(&ethernet.src.octets()));
+            (None, len)
+        }
+    };
     mix(protocol.map(std::slice::from_ref));
     if matches!(protocol, Some(6 | 17)) {
         mix(bytes.get(l4..l4 + 4));

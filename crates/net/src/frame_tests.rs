@@ -3,7 +3,9 @@ use ringway_memory::GuestSlice;
 
 fn hash(mut bytes: Vec<u8>) -> u32 {
     let slices = [GuestSlice::from_mut(&mut bytes)];
-    flow_hash(GuestBuf::new(&slices))
+    let data = GuestBuf::new(&slices);
+    let Some(ethernet) = Ethernet::read(data) else { return 0 };
+    Frame { header: None, ethernet, prefix: Prefix::default(), data }.flow_hash()
 }
 
 #[test]
@@ -80,4 +82,39 @@ fn flows_are_told_apart() {
         hash(f)
     }];
     assert_eq!(fragments[0], fragments[1], "a fragment's payload is not its ports");
+}
+
+/// Other addresses come before the rest of the frame, wherever the room for them ends, and its flow stays what it was.
+#[test]
+fn addresses_are_replaced() {
+    let mut bytes: Vec<u8> = (0..64).collect();
+    bytes[12..14].copy_from_slice(&[0x86, 0xdd]);
+    let flow = hash(bytes.clone());
+    let mut wanted = bytes.clone();
+    wanted[..12].copy_from_slice(&[6, 7, 8, 9, 10, 11, 0, 1, 2, 3, 4, 5]);
+    let slices = [GuestSlice::from_mut(&mut bytes)];
+    let data = GuestBuf::new(&slices);
+    let ethernet = Ethernet::read(data).unwrap();
+    let mut frame = Frame { header: None, ethernet, prefix: Prefix::default(), data };
+    frame.set_addresses(ethernet.src, ethernet.dst);
+    assert_eq!((frame.len(), frame.flow_hash()), (64, flow));
+    let mut copy = vec![0xff; 3];
+    frame.copy_to(&mut copy);
+    assert_eq!(copy, wanted);
+    for first in 1..16 {
+        let mut room = [0; 16];
+        let (one, other) = room.split_at_mut(first);
+        let slices = [GuestSlice::from_mut(one), GuestSlice::from_mut(other)];
+        frame.prefix.write(GuestBuf::new(&slices));
+        assert_eq!(room[..12], wanted[..12], "{first}");
+        assert_eq!(room[12..], [0; 4], "{first}");
+    }
+}
+
+/// A tag is 4 bytes behind the addresses.
+#[test]
+fn a_prefix_may_have_a_tag() {
+    let prefix = Prefix::new(Mac::new([1, 2, 3, 4, 5, 6]), Mac::new([7, 8, 9, 10, 11, 12]), Some(0x2123));
+    assert_eq!(prefix.len(), 16);
+    assert_eq!(prefix.to_bytes(), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 0x81, 0, 0x21, 0x23]);
 }

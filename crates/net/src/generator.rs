@@ -2,10 +2,10 @@
 
 use ringway_memory::{GuestBuf, GuestSlice};
 
-use crate::fabric::{Fabric, Forward};
-use crate::frame::{ETHERNET_LEN, Frame};
+use crate::fabric::{Delivery, Forward};
+use crate::frame::{ETHERNET_LEN, Ethernet, Frame, Prefix};
 use crate::offload::MAX_FRAME;
-use crate::port::guest::Undelivered;
+use crate::port::guest::{RxRing, Undelivered};
 
 /// Frames generated before the next ring's turn.
 const BURST: usize = 64;
@@ -26,23 +26,22 @@ impl Generator {
         Self { frame, number: 0 }
     }
 
-    /// Sends frames to a guest until it has no more buffers, a burst at most; returns how many.
-    pub(crate) fn send(&mut self, fabric: &mut Fabric, port: usize) -> usize {
-        let Fabric { ports, scratch, .. } = &mut *fabric;
-        let Some(guest) = ports[port].guest().filter(|g| g.can_receive()) else { return 0 };
+    /// Sends frames to a ring until it has no more buffers, a burst at most; returns how many.
+    pub(crate) fn send<'w>(&mut self, ring: &'w RxRing, delivery: &mut Delivery<'w>) -> usize {
         for count in 0..BURST {
             self.frame[ETHERNET_LEN..][..8].copy_from_slice(&self.number.to_be_bytes());
             let slices = [GuestSlice::from_mut(&mut self.frame)];
             let data = GuestBuf::new(&slices);
-            let frame = Frame { header: None, data, ethernet_len: ETHERNET_LEN, addresses: None };
-            match guest.deliver(frame, scratch) {
+            let Some(ethernet) = Ethernet::read(data) else { return count };
+            let frame = Frame { header: None, ethernet, prefix: Prefix::default(), data };
+            match delivery.send_to_ring(ring.port, ring, &frame) {
                 Ok(()) => self.number += 1,
-                Err(Undelivered::Failed(index, error)) => {
-                    fabric.fail(port, index, error);
-                    return count;
-                }
                 // No buffer is no loss: the frame has yet to be sent.
                 Err(Undelivered::Dropped(_)) => return count,
+                Err(failed @ Undelivered::Failed(_)) => {
+                    delivery.refuse(ring.port, ring, &failed);
+                    return count;
+                }
             }
         }
         BURST

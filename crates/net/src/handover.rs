@@ -1,14 +1,14 @@
-//! What a worker and its ports hand to those of another process: counters, learned addresses, taps, and what the
+//! What a plane and its ports hand to those of another process: counters, learned addresses, taps, and what the
 //! drivers negotiated. The rings are the sessions' to stop and to start again.
 //!
 //! ```text
-//!   here    Worker::suspend ──► (sessions stop their rings) ──► HeldWorker::state ──► sent
-//!              └──── Worker::resume, if it failed
-//!   there   Worker::restore ──► (sessions start their rings) ──► Worker::resume
+//!   here    Plane::suspend ──► (sessions stop their rings) ──► HeldPlane::state ──► sent
+//!              └──── Plane::resume, if it failed
+//!   there   Plane::restore ──► (sessions start their rings) ──► Plane::resume
 //! ```
 //!
-//! A suspended worker looks at no ring and no tap, and carries out commands. All rings stop after that, so no frame
-//! meets a receiver that has stopped already; and all start before the other worker looks at the first.
+//! Suspended workers look at no ring and no tap. All rings stop after that, so no frame meets a receiver that has stopped
+//! already; and all start before a worker of the other process looks at the first.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,12 +20,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::Tap;
 use crate::control::GuestDevice;
-use crate::port::guest::lock;
 
-/// The state of a suspended worker.
+/// The state of a suspended plane.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub struct WorkerState {
-    /// Seconds since the first of the workers started.
+pub struct PlaneState {
+    /// Seconds since the first of the planes started.
     pub(crate) now: u64,
     /// System calls made to wait.
     pub(crate) waits: u64,
@@ -47,48 +46,47 @@ pub(crate) struct Learned {
 pub(crate) struct PortState {
     /// By their names.
     pub(crate) counters: BTreeMap<String, u64>,
-    /// The last session that was counted.
-    pub(crate) counted: Option<u64>,
     tap: Option<FdIndex>,
 }
 
-/// What a worker told when it was suspended.
-pub struct HeldWorker {
+/// What the workers told when they were suspended.
+pub struct HeldPlane {
     pub(crate) now: u64,
     pub(crate) learned: Vec<Learned>,
-    /// A port's last counted session, and its tap.
-    pub(crate) ports: Vec<(Option<u64>, Option<io::Result<OwnedFd>>)>,
+    /// By port, of those that have one.
+    pub(crate) taps: Vec<Option<io::Result<OwnedFd>>>,
 }
 
-impl HeldWorker {
-    /// The state to hand over, with the worker's counters; the taps are added to `files`.
+impl HeldPlane {
+    /// The state to hand over, with the plane's counters; the taps are added to `files`.
     ///
     /// # Errors
     /// The kernel's, if there is no file descriptor left for a tap.
     pub fn state<'w>(
         &'w self,
-        worker: &crate::worker::Worker,
+        plane: &crate::plane::Plane,
         files: &mut FilesOut<'w>,
-    ) -> Result<WorkerState, HandoverError> {
-        let ports = self.ports.iter().zip(worker.port_counters()).map(|((counted, tap), counters)| {
+    ) -> Result<PlaneState, HandoverError> {
+        let ports = self.taps.iter().enumerate().map(|(port, tap)| {
             let tap = match tap {
                 None => None,
                 Some(Ok(tap)) => Some(files.add(tap.as_fd())),
                 Some(Err(error)) => return Err(io::Error::from(error.kind()).into()),
             };
+            let counters = plane.port_counters(port);
             let counters = counters.named().map(|(name, counter)| (name.to_owned(), counter.get()));
-            Ok(PortState { counters: counters.collect(), counted: *counted, tap })
+            Ok(PortState { counters: counters.collect(), tap })
         });
-        Ok(WorkerState {
+        Ok(PlaneState {
             now: self.now,
-            waits: worker.counters().waits.get(),
+            waits: plane.waits(),
             learned: self.learned.clone(),
             ports: ports.collect::<Result<_, HandoverError>>()?,
         })
     }
 }
 
-impl WorkerState {
+impl PlaneState {
     /// Takes the tap of a port.
     ///
     /// # Errors
@@ -107,13 +105,15 @@ pub struct DeviceState {
     status: u8,
     active_pairs: u16,
     session: u64,
+    /// The last session that was counted.
+    counted: Option<u64>,
 }
 
 impl GuestDevice {
     /// Its state.
     pub fn state(&self) -> DeviceState {
-        let State { acked, status, active_pairs } = lock(&self.device).state();
-        DeviceState { acked, status, active_pairs, session: self.session }
+        let State { acked, status, active_pairs } = self.device.state();
+        DeviceState { acked, status, active_pairs, session: self.session, counted: self.counted }
     }
 
     /// A new device goes on where another was.
@@ -121,14 +121,13 @@ impl GuestDevice {
     /// # Errors
     /// [`HandoverError::Features`] if it does not offer what was acked.
     pub fn restore(&mut self, state: &DeviceState) -> Result<(), HandoverError> {
-        let DeviceState { acked, status, active_pairs, session } = *state;
-        let mut device = lock(&self.device);
-        let features = acked.unwrap_or_default() & !device.negotiation().offered();
-        device
+        let DeviceState { acked, status, active_pairs, session, counted } = *state;
+        let features = acked.unwrap_or_default() & !self.device.negotiation().offered();
+        self.device
             .restore(State { acked, status, active_pairs })
             .map_err(|_| HandoverError::Features { kind: "virtio", features })?;
-        drop(device);
         self.session = session;
+        self.counted = counted;
         Ok(())
     }
 }

@@ -1,16 +1,16 @@
 //! The network data path: frames from port to port.
 //!
 //! ```text
-//!  vhost session ──► control::GuestDevice ──commands──► worker ◄── owns every port's rings and taps
-//!  (control thread)                                     │  ▲
-//!                                             frame ──► fabric: switch | wire | sink | echo | generate
-//!                                                       │
-//!                            port::guest, port::tap ◄───┘   one copy, guest to guest
+//!  vhost session ──► control::GuestDevice ──hold──► plane ── workers, a thread each
+//!  (control thread)                                 │
+//!       a worker:  transmit ring, tap ──► rule: switch | wire | sink | echo | generate
+//!                                            │
+//!       port::guest (any worker's), tap ◄── fabric::Delivery       one copy, guest to guest
 //! ```
 //!
-//! A worker is one thread. It takes bursts of frames from its ports, decides where each goes, writes it there,
-//! and publishes once per burst and ring. It spins while there is work and a little after, then arms the rings
-//! and sleeps. It never waits for a guest: who does not take its frames loses them, and is counted.
+//! A worker takes bursts of frames from the rings that it owns, decides where each goes, writes it there, and publishes
+//! once per burst and ring. It polls a ring while there is traffic and a little after, then asks for a kick. It never
+//! waits for a guest: who does not take its frames loses them, and is counted.
 //!
 //! Not here: the protocol (`vhost`), what a driver may negotiate (`device`), block devices.
 #![deny(unsafe_code)]
@@ -22,9 +22,10 @@ mod frame;
 mod generator;
 pub mod handover;
 mod offload;
+pub mod plane;
 mod port;
 mod switch;
-pub mod worker;
+mod worker;
 
 pub use fabric::{Event, Forward};
 pub use frame::Mac;

@@ -1,7 +1,8 @@
 //! What a sender left undone and a receiver cannot do: completing a checksum.
 
 use ringway_device::net::Checksum;
-use ringway_memory::GuestBuf;
+
+use crate::frame::Frame;
 
 /// The longest frame that is worked on, in bytes: the largest IP packet in a tagged frame.
 pub(crate) const MAX_FRAME: usize = 65535 + 18;
@@ -9,15 +10,14 @@ pub(crate) const MAX_FRAME: usize = 65535 + 18;
 /// Copies a frame to `scratch` and completes its checksum there; `None` if the frame is too long or the
 /// checksum outside of it.
 pub(crate) fn complete_checksum<'s>(
-    frame: GuestBuf<'_>,
+    frame: &Frame<'_>,
     checksum: Checksum,
     scratch: &'s mut Vec<u8>,
 ) -> Option<&'s mut [u8]> {
     if frame.len() > MAX_FRAME {
         return None;
     }
-    scratch.resize(frame.len(), 0);
-    frame.read(scratch);
+    frame.copy_to(scratch);
     let sum = ones_complement(scratch.get(checksum.start..)?);
     // A sum of zero is sent as its other form: zero means "none" to UDP, and is the same to TCP.
     let sum = if sum == 0 { 0xffff } else { sum };
@@ -41,7 +41,15 @@ fn ones_complement(bytes: &[u8]) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ringway_memory::GuestSlice;
+    use ringway_memory::{GuestBuf, GuestSlice};
+
+    use crate::frame::{Ethernet, Mac, Prefix};
+
+    fn frame(data: GuestBuf<'_>) -> Frame<'_> {
+        let none = Mac::new([0; 6]);
+        let ethernet = Ethernet { dst: none, src: none, vlan: 0, len: 0 };
+        Frame { header: None, ethernet, prefix: Prefix::default(), data }
+    }
 
     /// [DEV-NET-processing-of-incoming-packets-05] The example of RFC 1071, section 3, with odd lengths and a
     /// sum that is zero.
@@ -55,7 +63,8 @@ mod tests {
         let mut bytes = [9, 9, 0x12, 0x34, 0, 0, 0xed, 0xcb];
         let slices = [GuestSlice::from_mut(&mut bytes)];
         let mut scratch = Vec::new();
-        let done = complete_checksum(GuestBuf::new(&slices), Checksum { start: 2, at: 4 }, &mut scratch);
+        let done =
+            complete_checksum(&frame(GuestBuf::new(&slices)), Checksum { start: 2, at: 4 }, &mut scratch);
         assert_eq!(done.unwrap(), &[9, 9, 0x12, 0x34, 0xff, 0xff, 0xed, 0xcb], "0 is sent as 0xffff");
     }
 
@@ -66,7 +75,7 @@ mod tests {
         for checksum in
             [Checksum { start: 9, at: 4 }, Checksum { start: 2, at: 7 }, Checksum { start: 0, at: 8 }]
         {
-            assert!(complete_checksum(GuestBuf::new(&slices), checksum, &mut Vec::new()).is_none());
+            assert!(complete_checksum(&frame(GuestBuf::new(&slices)), checksum, &mut Vec::new()).is_none());
         }
     }
 }

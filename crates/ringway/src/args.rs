@@ -67,7 +67,7 @@ pub(crate) struct Switch {
     pub(crate) uplink: Option<String>,
 
     #[command(flatten)]
-    pub(crate) worker: Worker,
+    pub(crate) workers: Workers,
 }
 
 /// One network device, by the conventions of QEMU's back-end programs
@@ -120,7 +120,7 @@ pub(crate) struct Net {
     print_capabilities: bool,
 
     #[command(flatten)]
-    pub(crate) worker: Worker,
+    pub(crate) workers: Workers,
 }
 
 /// Replaces a running server by the program that now lies where it was started from
@@ -180,10 +180,18 @@ pub(crate) struct Check {
     pub(crate) list: bool,
 }
 
-/// How the worker works.
+/// How the workers work.
 #[derive(ClapArgs, Debug)]
-pub(crate) struct Worker {
-    /// How long to go on polling when there is nothing to do, before sleeping
+pub(crate) struct Workers {
+    /// How many threads move frames; queue pairs are spread over them
+    #[arg(long = "workers", value_name = "N", default_value_t = 1, value_parser = workers)]
+    pub(crate) count: usize,
+
+    /// Keep each worker on a processor of its own: numbers and ranges, such as 2,4-7
+    #[arg(long, value_name = "CPUS", value_parser = cpus, default_value = "", hide_default_value = true)]
+    pub(crate) pin: Cpus,
+
+    /// How long to go on polling a ring after its last frame, before asking for a kick
     #[arg(long, value_name = "MICROSECONDS", default_value_t = 50, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     pub(crate) busy_poll: u64,
 }
@@ -195,6 +203,10 @@ pub(crate) const PRINT_CAPABILITIES: &str = "--print-capabilities";
 const DEFAULT_QUEUES: u16 = 8;
 /// The most that may be said: a vring is named by 8 bits, and one is the control queue.
 const MAX_QUEUES: u16 = 127;
+/// More workers than any host for guests has processors to spare.
+const MAX_WORKERS: usize = 64;
+/// The last processor that the kernel's interface names.
+const MAX_CPU: usize = 1023;
 /// Size of generated frames in bytes, if nothing else is said: the shortest on a wire, its checksum apart.
 const DEFAULT_FRAME: usize = 60;
 const FRAME_SIZES: std::ops::RangeInclusive<usize> = 60..=65535;
@@ -287,6 +299,32 @@ fn tap(text: &str) -> Result<String, String> {
     match text.strip_prefix("tap:") {
         Some(name) if !name.is_empty() => Ok(name.to_owned()),
         _ => Err("it is tap:IFNAME".into()),
+    }
+}
+
+/// Processors by their numbers.
+type Cpus = Vec<usize>;
+
+/// The processors of `--pin`.
+fn cpus(text: &str) -> Result<Cpus, String> {
+    let error = || format!("{text:?} is not a list of processors such as 2,4-7");
+    let mut cpus = Vec::new();
+    for part in text.split(',').filter(|part| !part.is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let first: usize = first.parse().map_err(|_| error())?;
+        let last: usize = last.parse().map_err(|_| error())?;
+        if first > last || last > MAX_CPU {
+            return Err(error());
+        }
+        cpus.extend(first..=last);
+    }
+    Ok(cpus)
+}
+
+fn workers(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n @ 1..=MAX_WORKERS) => Ok(n),
+        _ => Err(format!("{text:?} is not a number of workers from 1 to {MAX_WORKERS}")),
     }
 }
 

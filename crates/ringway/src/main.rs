@@ -1,6 +1,6 @@
 //! `ringway`: a vhost-user server that gives virtual machines their network.
 //!
-//! The program is thin: [`args`] is the command line, [`setup`] turns it into ports and a worker, [`serve`] is
+//! The program is thin: [`args`] is the command line, [`setup`] turns it into ports and workers, [`serve`] is
 //! the control thread's loop, [`upgrade`] hands all of it to a newer program, [`check`] examines other back-ends. What
 //! moves frames is the `net` crate; what speaks to front-ends is `vhost`.
 

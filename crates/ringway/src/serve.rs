@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use ringway_memory::MemoryError;
 use ringway_net::Event;
 use ringway_net::control::GuestDevice;
-use ringway_net::worker::Worker;
+use ringway_net::plane::Plane;
 use ringway_queue::QueueError;
 use ringway_vhost::endpoint::Endpoint;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -51,8 +51,8 @@ fn pipe(signals: &[i32]) -> std::io::Result<UnixStream> {
 /// All that runs.
 pub(crate) struct Server {
     pub(crate) endpoints: Vec<Endpoint<GuestDevice>>,
-    pub(crate) worker: Worker,
-    /// The ports', in the worker's order; the endpoints' come first.
+    pub(crate) plane: Plane,
+    /// The ports', in the plane's order; the endpoints' come first.
     pub(crate) names: Vec<String>,
 }
 
@@ -83,10 +83,10 @@ pub(crate) fn serve(mut server: Server, signals: &Signals, program: &Program) ->
     }
     // A program that was about to take over ends first.
     drop(successor);
-    let Server { endpoints, worker, names } = server;
+    let Server { endpoints, plane, names } = server;
     // Front-ends are let go before the counters are read: nothing moves any more.
     drop(endpoints);
-    Server { endpoints: Vec::new(), worker, names }.print_counters();
+    Server { endpoints: Vec::new(), plane, names }.print_counters();
     Ok(())
 }
 
@@ -96,21 +96,21 @@ impl Server {
         for endpoint in &mut self.endpoints {
             endpoint.turn();
         }
-        while let Some(event) = self.worker.next_event() {
+        for event in self.plane.events() {
             obey(event, &mut self.endpoints, &self.names);
         }
     }
 
     /// Prints the counters of every port, and what they come to.
     fn print_counters(&self) {
-        print_counters(&self.worker, &self.names);
+        print_counters(&self.plane, &self.names);
     }
 }
 
 /// Waits until something is ready, or an endpoint wants its turn.
 fn wait(server: &Server, signals: &Signals, successor: Option<&Successor>) -> rustix::io::Result<()> {
-    let Server { endpoints, worker, .. } = server;
-    let own = [signals.end.as_fd(), signals.print.as_fd(), signals.upgrade.as_fd(), worker.event_fd()];
+    let Server { endpoints, plane, .. } = server;
+    let own = [signals.end.as_fd(), signals.print.as_fd(), signals.upgrade.as_fd(), plane.event_fd()];
     let mut fds: Vec<_> = endpoints
         .iter()
         .flat_map(Endpoint::interests)
@@ -138,12 +138,7 @@ fn obey(event: Event, endpoints: &mut [Endpoint<GuestDevice>], names: &[String])
     match event {
         Event::QueueFailed { port, session, index, error } => {
             if endpoints[port].device().session() == session {
-                warn!("port {}: vring {index} is stopped until the driver resets it: {error}", names[port]);
-                endpoints[port].device().need_reset();
-                endpoints[port].config_changed();
-                if let QueueError::Memory(MemoryError::Denied { iova, access }) = error {
-                    endpoints[port].access_failed(iova, access);
-                }
+                queue_failed(&mut endpoints[port], &names[port], index, error);
             }
         }
         Event::MemoryFault { port, session } => {
@@ -156,20 +151,40 @@ fn obey(event: Event, endpoints: &mut [Endpoint<GuestDevice>], names: &[String])
                 endpoints[port].ask_translation(missing);
             }
         }
+        Event::Command { port } => serve_control(&mut endpoints[port], &names[port]),
         Event::TapFailed { port, error } => error!("port {}: the interface is gone: {error}", names[port]),
     }
 }
 
+/// A driver broke a ring.
+fn queue_failed(endpoint: &mut Endpoint<GuestDevice>, name: &str, index: u16, error: QueueError) {
+    warn!("port {name}: vring {index} is stopped until the driver resets it: {error}");
+    endpoint.device_mut().need_reset();
+    endpoint.config_changed();
+    if let QueueError::Memory(MemoryError::Denied { iova, access }) = error {
+        endpoint.access_failed(iova, access);
+    }
+}
+
+/// Carries out the commands of a control queue.
+fn serve_control(endpoint: &mut Endpoint<GuestDevice>, name: &str) {
+    match endpoint.device_mut().serve_control() {
+        Ok(None) => {}
+        Ok(Some(missing)) => endpoint.ask_translation(missing),
+        Err((index, error)) => queue_failed(endpoint, name, index, error),
+    }
+}
+
 /// Prints the counters of every port, and what they come to.
-fn print_counters(worker: &Worker, names: &[String]) {
-    let ports = worker.port_counters();
+fn print_counters(plane: &Plane, names: &[String]) {
+    let ports: Vec<_> = (0..plane.ports()).map(|port| plane.port_counters(port)).collect();
     let mut text = String::new();
-    for (name, counters) in names.iter().zip(ports) {
+    for (name, counters) in names.iter().zip(&ports) {
         _ = writeln!(text, "port {name}: {counters}");
     }
-    let sum = |of: fn(&ringway_net::counters::Counters) -> u64| ports.iter().map(|c| of(c)).sum::<u64>();
+    let sum = |of: fn(&ringway_net::counters::Counters) -> u64| ports.iter().map(of).sum::<u64>();
     let frames = sum(|c| c.to_frames.get());
-    let syscalls = sum(|c| c.syscalls.get()) + worker.counters().waits.get();
+    let syscalls = sum(|c| c.syscalls.get()) + plane.waits();
     #[allow(clippy::cast_precision_loss, reason = "a ratio for people")]
     let per_frame = |n: u64| n as f64 / frames.max(1) as f64;
     _ = writeln!(

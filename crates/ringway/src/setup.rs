@@ -1,15 +1,14 @@
-//! From the command line to ports, a worker, and the sockets where front-ends attach.
+//! From the command line to ports, workers, and the sockets where front-ends attach.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use ringway_device::net::{NetDevice, Settings};
 use ringway_net::control::GuestDevice;
-use ringway_net::handover::WorkerState;
-use ringway_net::worker::{PortSpec, Worker};
+use ringway_net::handover::PlaneState;
+use ringway_net::plane::{Options, Plane, PortSpec};
 use ringway_net::{Forward, Mac, Tap};
 use ringway_vhost::endpoint::{Endpoint, Source};
 
@@ -41,8 +40,7 @@ struct Guest {
 pub(crate) struct Plan {
     guests: Vec<Guest>,
     tap: Option<String>,
-    forward: Forward,
-    busy_poll: Duration,
+    options: Options,
 }
 
 /// `ringway switch`.
@@ -66,8 +64,8 @@ pub(crate) fn switch(args: &args::Switch) -> Result<()> {
         };
         guests.push(Guest { name: port.name.clone(), place, settings, postcopy: port.postcopy });
     }
-    let busy_poll = Duration::from_micros(args.worker.busy_poll);
-    Plan { guests, tap: args.uplink.clone(), forward: Forward::Switch, busy_poll }.run(&signals)
+    let options = options(&args.workers, Forward::Switch);
+    Plan { guests, tap: args.uplink.clone(), options }.run(&signals)
 }
 
 /// `ringway net`.
@@ -95,8 +93,13 @@ pub(crate) fn net(args: &args::Net) -> Result<()> {
         iommu: args.iommu,
     };
     let guest = Guest { name: "net".into(), place, settings, postcopy: args.postcopy };
-    let busy_poll = Duration::from_micros(args.worker.busy_poll);
-    Plan { guests: vec![guest], tap, forward, busy_poll }.run(&signals)
+    let options = options(&args.workers, forward);
+    Plan { guests: vec![guest], tap, options }.run(&signals)
+}
+
+fn options(args: &args::Workers, forward: Forward) -> Options {
+    let busy_poll = Duration::from_micros(args.busy_poll);
+    Options { workers: args.count, pin: args.pin.clone(), busy_poll, forward }
 }
 
 fn listen(name: &str, path: &Path) -> Result<Source> {
@@ -134,19 +137,18 @@ impl Plan {
         serve::serve(server, signals, &program)
     }
 
-    /// Opens the sockets and the tap, and starts the worker.
+    /// Opens the sockets and the tap, and starts the workers.
     fn start(&self) -> Result<Server> {
         let open = |guest: &Guest| guest.place.open(&guest.name);
         let sources = self.guests.iter().map(open).collect::<Result<Vec<_>>>()?;
         let devices = self.devices()?;
         let tap = self.tap.as_deref().map(Tap::open).transpose()?;
-        let worker = Worker::start(ports(&devices, tap), self.forward, self.busy_poll)
-            .context("cannot start the worker")?;
-        let devices = self.guest_devices(devices, &worker);
+        let plane = Plane::start(self.ports(tap), &self.options).context("cannot start the workers")?;
+        let devices = self.guest_devices(devices, &plane);
         let endpoints = self.guests.iter().zip(sources).zip(devices);
         let endpoints =
             endpoints.map(|((guest, source), device)| Endpoint::new(guest.name.clone(), source, device));
-        let server = Server { endpoints: endpoints.collect(), worker, names: self.names() };
+        let server = Server { endpoints: endpoints.collect(), plane, names: self.names() };
         notify::send("READY=1");
         Ok(server)
     }
@@ -163,33 +165,31 @@ impl Plan {
     }
 
     /// The guests' devices.
-    pub(crate) fn devices(&self) -> Result<Vec<Arc<Mutex<NetDevice>>>> {
-        let device = |guest: &Guest| {
-            let device = NetDevice::new(guest.settings).with_context(|| format!("port {}", guest.name))?;
-            Ok(Arc::new(Mutex::new(device)))
-        };
+    pub(crate) fn devices(&self) -> Result<Vec<NetDevice>> {
+        let device =
+            |guest: &Guest| NetDevice::new(guest.settings).with_context(|| format!("port {}", guest.name));
         self.guests.iter().map(device).collect()
     }
 
-    /// A worker that goes on where another was, once it is resumed.
-    pub(crate) fn restore_worker(&self, ports: Vec<PortSpec>, state: &WorkerState) -> Result<Worker> {
-        Worker::restore(ports, self.forward, self.busy_poll, state).context("cannot start the worker")
+    /// A plane that goes on where another was, once it is resumed.
+    pub(crate) fn restore_plane(&self, tap: Option<Tap>, state: &PlaneState) -> Result<Plane> {
+        Plane::restore(self.ports(tap), &self.options, state).context("cannot start the workers")
     }
 
     /// The devices as their sessions see them.
     pub(crate) fn guest_devices(
         &self,
-        devices: Vec<Arc<Mutex<NetDevice>>>,
-        worker: &Worker,
+        devices: Vec<NetDevice>,
+        plane: &Plane,
     ) -> impl Iterator<Item = GuestDevice> {
         self.guests.iter().zip(devices).enumerate().map(|(port, (guest, device))| {
-            GuestDevice::new(port, device, guest.settings.mtu, guest.postcopy, worker.mailbox())
+            GuestDevice::new(port, device, guest.settings.mtu, guest.postcopy, plane)
         })
     }
-}
 
-/// The worker's ports: the guests, then the tap.
-pub(crate) fn ports(devices: &[Arc<Mutex<NetDevice>>], tap: Option<Tap>) -> Vec<PortSpec> {
-    let guests = devices.iter().map(|device| PortSpec::Guest(Arc::clone(device)));
-    guests.chain(tap.map(PortSpec::Tap)).collect()
+    /// The plane's ports: the guests, then the tap.
+    fn ports(&self, tap: Option<Tap>) -> Vec<PortSpec> {
+        let guests = self.guests.iter().map(|_| PortSpec::Guest);
+        guests.chain(tap.map(PortSpec::Tap)).collect()
+    }
 }

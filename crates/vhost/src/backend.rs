@@ -147,6 +147,11 @@ impl<D: Device> Session<D> {
         }
     }
 
+    /// The device, to be told what happened to it.
+    pub fn device_mut(&mut self) -> &mut D {
+        &mut self.device
+    }
+
     /// The device.
     pub fn device(&self) -> &D {
         &self.device

@@ -125,6 +125,15 @@ impl<D: Device> Endpoint<D> {
         &self.name
     }
 
+    /// The device, to be told what happened to it.
+    pub fn device_mut(&mut self) -> &mut D {
+        match &mut self.state {
+            State::Waiting(device) => device,
+            State::Attached(session, _) => session.device_mut(),
+            State::Moving => unreachable!("no method returns in this state"),
+        }
+    }
+
     /// The device.
     pub fn device(&self) -> &D {
         match &self.state {

@@ -133,7 +133,7 @@ impl Tap {
     }
 
     /// Writes a frame from where it is, in one system call.
-    pub(crate) fn write(&self, frame: Frame<'_>) -> Result<(), DropReason> {
+    pub(crate) fn write(&self, frame: &Frame<'_>) -> Result<(), DropReason> {
         let mut header = frame.header.unwrap_or_default();
         header.num_buffers = 0.into();
         if header.gso_type != GSO_NONE {
@@ -141,7 +141,11 @@ impl Tap {
             let least = header.csum_start.get().saturating_add(header.csum_offset.get()).saturating_add(2);
             header.hdr_len = header.hdr_len.get().max(least).into();
         }
-        match ringway_memory::io::write_frame(self.file.as_fd(), header.as_mut_bytes(), frame.data) {
+        let mut head = [0; HDR_LEN + 16];
+        head[..HDR_LEN].copy_from_slice(header.as_bytes());
+        head[HDR_LEN..].copy_from_slice(&frame.prefix.to_bytes());
+        let head = &mut head[..HDR_LEN + frame.prefix.len()];
+        match ringway_memory::io::write_frame(self.file.as_fd(), head, frame.data) {
             Ok(_) => Ok(()),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(DropReason::NoBuffer),
             // The interface is down, or deleted.

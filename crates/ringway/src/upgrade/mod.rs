@@ -4,7 +4,7 @@
 //!   old                                                 new
 //!   SIGUSR2: starts the program, goes on serving ─────► reads its arguments
 //!                                    ◄───── ready ─────
-//!   suspends the worker, stops the rings ┐
+//!   suspends the plane, stops the rings ┐
 //!                                    ───── state ─────► maps memory, sets the rings up, looks at none
 //!                                    ◄───── set up ────
 //!                                    ───── go ────────► ┘ resumes
@@ -27,7 +27,7 @@ pub(crate) use old::{Program, Successor, begin, hand_over};
 
 use std::time::Duration;
 
-use ringway_net::handover::{DeviceState, WorkerState};
+use ringway_net::handover::{DeviceState, PlaneState};
 use ringway_vhost::handover::EndpointState;
 use serde::{Deserialize, Serialize};
 
@@ -64,7 +64,7 @@ struct State {
     since: u64,
     /// The guests' ports, in order.
     ports: Vec<Port>,
-    worker: WorkerState,
+    plane: PlaneState,
 }
 
 #[derive(Serialize, Deserialize)]

@@ -1,6 +1,5 @@
 //! The server that takes over.
 
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -10,9 +9,9 @@ use ringway_vhost::handover::{FilesIn, FilesOut, Link};
 use tracing::{info, warn};
 
 use super::{FromNew, FromOld, LINK, LONG_PAUSE, PAUSE_LIMIT, READY_LIMIT, State, clock, status};
+use crate::inherit;
 use crate::serve::Server;
 use crate::setup::Plan;
-use crate::{inherit, setup};
 
 /// The server that started this one, to be replaced by it.
 pub(crate) struct Predecessor {
@@ -52,7 +51,7 @@ impl Predecessor {
         self.say(&FromNew::SetUp)?;
         let go = self.link.receive(Instant::now() + PAUSE_LIMIT).context("not told to go")?;
         ensure!(matches!(go, (FromOld::Go, _)), "two states");
-        server.worker.resume();
+        server.plane.resume();
         let pause = Duration::from_nanos(clock().saturating_sub(since));
         server.endpoints.iter_mut().for_each(Endpoint::take_over);
         let text = format!(
@@ -74,20 +73,15 @@ impl Predecessor {
     }
 }
 
-/// A server that goes on where the other was, once its worker is resumed.
-fn restore(
-    plan: &Plan,
-    devices: Vec<Arc<Mutex<NetDevice>>>,
-    state: State,
-    mut files: FilesIn,
-) -> Result<Server> {
-    let State { since: _, ports, worker: mut worker_state } = state;
+/// A server that goes on where the other was, once its plane is resumed.
+fn restore(plan: &Plan, devices: Vec<NetDevice>, state: State, mut files: FilesIn) -> Result<Server> {
+    let State { since: _, ports, plane: mut plane_state } = state;
     let names = plan.names();
     let guests = names.len() - usize::from(plan.has_tap());
     ensure!(ports.iter().map(|port| &port.name).eq(&names[..guests]), "the other server has other ports");
-    let tap = plan.has_tap().then(|| worker_state.take_tap(guests, &mut files)).transpose()?;
-    let worker = plan.restore_worker(setup::ports(&devices, tap), &worker_state)?;
-    let endpoints = ports.into_iter().zip(plan.guest_devices(devices, &worker)).map(|(port, mut device)| {
+    let tap = plan.has_tap().then(|| plane_state.take_tap(guests, &mut files)).transpose()?;
+    let plane = plan.restore_plane(tap, &plane_state)?;
+    let endpoints = ports.into_iter().zip(plan.guest_devices(devices, &plane)).map(|(port, mut device)| {
         let name = port.name.clone();
         let endpoint = device
             .restore(&port.device)
@@ -95,5 +89,5 @@ fn restore(
         endpoint.with_context(|| format!("port {name}"))
     });
     let endpoints = endpoints.collect::<Result<_>>()?;
-    Ok(Server { endpoints, worker, names })
+    Ok(Server { endpoints, plane, names })
 }

@@ -8,7 +8,7 @@ use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use ringway_net::handover::HeldWorker;
+use ringway_net::handover::HeldPlane;
 use ringway_vhost::endpoint::Endpoint;
 use ringway_vhost::handover::{FilesOut, HandoverError, Link};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -119,13 +119,13 @@ impl Successor {
         // What it says first is short and comes whole.
         self.hear(Instant::now() + MOMENT, "it was ready")?;
         let since = clock();
-        let held = server.worker.suspend().context("the worker has ended")?;
+        let held = server.plane.suspend();
         server.endpoints.iter_mut().for_each(Endpoint::suspend);
         if let Err(error) = self.transfer(server, &held, since) {
             // It is gone before a ring is touched here.
             drop(self);
             server.endpoints.iter_mut().for_each(Endpoint::resume);
-            server.worker.resume();
+            server.plane.resume();
             return Err(error);
         }
         server.endpoints.iter_mut().for_each(Endpoint::hand_over);
@@ -135,7 +135,7 @@ impl Successor {
     }
 
     /// Sends the state of a server that stands still, and says go once all is set up there.
-    fn transfer(&mut self, server: &Server, held: &HeldWorker, since: u64) -> Result<()> {
+    fn transfer(&mut self, server: &Server, held: &HeldPlane, since: u64) -> Result<()> {
         let deadline = Instant::now() + PAUSE_LIMIT;
         let mut files = FilesOut::default();
         let ports = server.endpoints.iter().map(|endpoint| {
@@ -143,8 +143,8 @@ impl Successor {
             Ok(Port { name, device: endpoint.device().state(), endpoint: endpoint.state(&mut files)? })
         });
         let ports = ports.collect::<Result<_, HandoverError>>()?;
-        let worker = held.state(&server.worker, &mut files)?;
-        let state = FromOld::State(State { since, ports, worker });
+        let plane = held.state(&server.plane, &mut files)?;
+        let state = FromOld::State(State { since, ports, plane });
         let set_up = "its ports were set up";
         match self.link.send(&state, &files, deadline) {
             // What it said before it ended is the reason.

@@ -1,0 +1,123 @@
+//! The transmit rings of a worker: which are polled, and which wait for their kicks.
+
+use std::time::{Duration, Instant};
+
+use ringway_vhost::Kick;
+
+use crate::port::guest::TxRing;
+
+/// The transmit rings, by their places.
+#[derive(Default)]
+pub(super) struct Rings {
+    all: Vec<Option<TxRing>>,
+    /// The places of those that are polled every round.
+    hot: Vec<usize>,
+    /// The places of cold ones that have no kick: time heats them.
+    polled: Vec<usize>,
+    /// How many there are.
+    count: usize,
+}
+
+impl Rings {
+    /// The place that the next ring will have.
+    pub(super) fn next(&self) -> usize {
+        self.all.iter().position(Option::is_none).unwrap_or(self.all.len())
+    }
+
+    /// Adds a ring, hot.
+    pub(super) fn add(&mut self, ring: TxRing) {
+        let place = self.next();
+        if place == self.all.len() {
+            self.all.push(None);
+        }
+        self.all[place] = Some(ring);
+        self.hot.push(place);
+        self.count += 1;
+    }
+
+    pub(super) fn get(&mut self, place: usize) -> Option<&mut TxRing> {
+        self.all.get_mut(place)?.as_mut()
+    }
+
+    pub(super) fn remove(&mut self, place: usize) -> Option<TxRing> {
+        let ring = self.all.get_mut(place)?.take()?;
+        self.hot.retain(|&other| other != place);
+        self.polled.retain(|&other| other != place);
+        self.count -= 1;
+        Some(ring)
+    }
+
+    /// How many are hot.
+    #[inline]
+    pub(super) fn hot_len(&self) -> usize {
+        self.hot.len()
+    }
+
+    /// The hot ring at this place among them.
+    #[inline]
+    pub(super) fn hot(&mut self, at: usize) -> &mut TxRing {
+        self.all[self.hot[at]].as_mut().expect("hot rings are there")
+    }
+
+    /// Whether none is hot.
+    pub(super) fn is_cold(&self) -> bool {
+        self.hot.is_empty()
+    }
+
+    /// Whether some are cold.
+    pub(super) fn has_cold(&self) -> bool {
+        self.hot.len() < self.count
+    }
+
+    /// Whether some are cold that have no kick.
+    pub(super) fn has_polled(&self) -> bool {
+        !self.polled.is_empty()
+    }
+
+    /// A ring is polled from now on.
+    pub(super) fn heat(&mut self, place: usize) {
+        if let Some(Some(ring)) = self.all.get_mut(place)
+            && !ring.vring.failed
+            && !self.hot.contains(&place)
+        {
+            ring.vring.queue.suppress();
+            ring.is_active = true;
+            self.hot.push(place);
+        }
+    }
+
+    /// The rings that have no kick are polled from now on.
+    pub(super) fn heat_polled(&mut self) {
+        for place in std::mem::take(&mut self.polled) {
+            self.heat(place);
+        }
+    }
+
+    /// Arms the rings that have been empty for `busy_poll`; those that still are become cold. `inspect` sees each of
+    /// these, and may have it fail.
+    pub(super) fn cool(&mut self, now: Instant, busy_poll: Duration, mut inspect: impl FnMut(&mut TxRing)) {
+        let Self { all, hot, polled, .. } = self;
+        hot.retain(|&place| {
+            let Some(Some(ring)) = all.get_mut(place) else { return false };
+            if ring.vring.failed {
+                return false;
+            }
+            if std::mem::take(&mut ring.is_active) {
+                ring.active_at = now;
+            }
+            if now.saturating_duration_since(ring.active_at) < busy_poll {
+                return true;
+            }
+            if ring.vring.queue.arm() {
+                ring.vring.queue.suppress();
+                ring.active_at = now;
+                return true;
+            }
+            inspect(ring);
+            if !ring.vring.failed && matches!(ring.vring.kick, Kick::Polled) {
+                polled.push(place);
+            }
+            false
+        });
+    }
+}

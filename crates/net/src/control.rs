@@ -94,6 +94,27 @@ impl GuestDevice {
         self.steer(&mut lanes.hold());
     }
 
+    /// The memory of its rings was taken away: none is looked at any more until the session has stopped it.
+    pub fn lose_memory(&mut self) {
+        let lanes = Arc::clone(&self.lanes);
+        let counters = lanes.counters(self.port);
+        let mut held = lanes.hold();
+        for rx in self.rx.iter().flatten() {
+            lock(&rx.ring.queue).fail(counters);
+        }
+        for (pair, tx) in (0..).zip(&self.tx) {
+            if let (Some(tx), Some(worker)) = (tx, held.worker(self.worker_of(pair)))
+                && let Some(ring) = worker.tx(tx.place)
+            {
+                ring.vring.fail(counters);
+            }
+        }
+        if let Some(control) = &mut self.control {
+            control.vring.fail(counters);
+        }
+        self.steer(&mut held);
+    }
+
     /// The number that events about this port carry, if they are about its rings of now.
     pub fn session(&self) -> u64 {
         self.session

@@ -344,7 +344,7 @@ impl Worker {
         rings.cool(*now, *busy_poll, |ring| {
             // A ring in memory that was taken away looks empty.
             if !ring.vring.queue.is_memory_intact() {
-                ring.fail(&fabric.ports[ring.port].counters);
+                ring.vring.fail(&fabric.ports[ring.port].counters);
                 fabric.bell.ring(Event::MemoryFault { port: ring.port, session: ring.session });
             }
         });
@@ -400,7 +400,7 @@ impl Worker {
             Err(error) => {
                 let TxRing { port, session, index, .. } = *ring;
                 let is_intact = ring.vring.queue.is_memory_intact();
-                ring.fail(&fabric.ports[port].counters);
+                ring.vring.fail(&fabric.ports[port].counters);
                 fabric.bell.ring(Event::of_failure(port, session, index, is_intact, error));
                 0
             }
@@ -499,7 +499,7 @@ fn forward_burst(fabric: &mut Fabric, ring: &mut TxRing, burst: &mut Burst) -> R
     vring.publish(counters);
     delivery.finish();
     if !vring.queue.is_memory_intact() {
-        ring.fail(counters);
+        ring.vring.fail(counters);
         fabric.bell.ring(Event::MemoryFault { port, session });
     }
     Ok(count)

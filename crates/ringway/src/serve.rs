@@ -143,6 +143,7 @@ fn obey(event: Event, endpoints: &mut [Endpoint<GuestDevice>], names: &[String])
         }
         Event::MemoryFault { port, session } => {
             if endpoints[port].device().session() == session {
+                endpoints[port].device_mut().lose_memory();
                 endpoints[port].cut_off("the front-end took away memory that it had shared");
             }
         }

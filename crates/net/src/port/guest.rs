@@ -105,11 +105,14 @@ impl Vring {
         self.queue.stop()
     }
 
-    /// Notes that the ring is of no more use, and tells the front-end.
-    pub(crate) fn fail(&mut self, counters: &Counters) {
-        self.failed = true;
+    /// Notes that the ring is of no more use, and tells the front-end; whether it was until now.
+    pub(crate) fn fail(&mut self, counters: &Counters) -> bool {
+        if std::mem::replace(&mut self.failed, true) {
+            return false;
+        }
         self.err.notify();
         counters.failures.add(1);
+        true
     }
 }
 
@@ -133,11 +136,6 @@ impl TxRing {
         // All that is in it is sent, whatever a driver calls it.
         vring.queue.ignore_write_flag_in_tables();
         Self { port, session, index, vring, format, enabled, is_active: true, active_at: Instant::now() }
-    }
-
-    /// It is not looked at until the session stops it.
-    pub(crate) fn fail(&mut self, counters: &Counters) {
-        self.vring.fail(counters);
     }
 }
 
@@ -282,12 +280,9 @@ impl RxQueue {
 
     /// The ring is of no more use until the session stops it; whether it was until now.
     pub(crate) fn fail(&mut self, counters: &Counters) -> bool {
-        if self.vring.failed {
-            return false;
-        }
-        self.vring.fail(counters);
+        let is_news = self.vring.fail(counters);
         self.retake();
-        true
+        is_news
     }
 
     /// Gives back what was taken ahead, to be taken anew: where its buffers are may have changed.

@@ -53,13 +53,22 @@ pub struct Options {
     pub forward: Forward,
 }
 
-/// What the workers count beside the ports' counters.
+/// What a worker counts beside the ports' counters. The times are nanoseconds.
 #[derive(Debug, Default)]
 pub struct WorkerCounters {
     /// System calls made to wait, or to see what has become ready.
     pub waits: Counter,
-    /// Nanoseconds spent asleep.
+    /// Spent on frames.
+    pub busy: Counter,
+    /// Spent looking for some, in vain.
+    pub polling: Counter,
+    /// Spent asleep.
     pub asleep: Counter,
+}
+
+/// Adds a time to a counter.
+pub(crate) fn count_time(counter: &Counter, time: Duration) {
+    counter.add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
 }
 
 /// The place of the control thread among those who count.
@@ -353,7 +362,7 @@ impl Lanes {
                     let since = Instant::now();
                     wakes.wait(&lane.epoll, limit.as_ref());
                     lane.counters.waits.add(1);
-                    lane.counters.asleep.add(since.elapsed().as_nanos() as u64);
+                    count_time(&lane.counters.asleep, since.elapsed());
                 }
             }
         }

@@ -29,7 +29,7 @@ use crate::fabric::{Delivery, Event, Forward, PortKind, PortSlot};
 use crate::frame::{Ethernet, Frame, Mac, Prefix, rarp};
 use crate::generator::Generator;
 use crate::offload::MAX_FRAME;
-use crate::plane::{Bell, Options, WorkerCounters, lock};
+use crate::plane::{Bell, Options, WorkerCounters, count_time, lock};
 use crate::port::guest::{RxRing, TxRing};
 use crate::port::tap::TapBuffer;
 use crate::switch::{Decision, Switch};
@@ -79,7 +79,8 @@ pub(crate) struct Worker {
     start: Instant,
     /// When the clock was read last, and what was done since.
     now: Instant,
-    work_since: usize,
+    frames_since: usize,
+    rounds_since: usize,
     last_look: Instant,
 }
 
@@ -172,7 +173,8 @@ impl Worker {
             tap_buffer: TapBuffer::default(),
             start,
             now,
-            work_since: 0,
+            frames_since: 0,
+            rounds_since: 0,
             last_look: now,
         })
     }
@@ -276,6 +278,8 @@ impl Worker {
 
     /// Notes what its thread was woken by.
     pub(crate) fn note(&mut self, wakes: &mut Wakes) {
+        // It may have been asleep.
+        self.now = Instant::now();
         for token in wakes.take() {
             match token {
                 Token::Tx(place) => {
@@ -298,12 +302,11 @@ impl Worker {
     /// Does a round, and what is due beside.
     pub(crate) fn turn(&mut self, wakes: &mut Wakes) -> Turn {
         let work = self.round();
-        self.work_since += work + ROUND_WORK;
-        if work > 0 && self.work_since < CLOCK_WORK {
+        self.frames_since += work;
+        self.rounds_since += 1;
+        if work > 0 && self.frames_since + self.rounds_since * ROUND_WORK < CLOCK_WORK {
             return Turn::Busy;
         }
-        self.work_since = 0;
-        self.now = Instant::now();
         self.tell_time();
         self.cool();
         if work == 0 && self.rings.is_cold() && (self.cared.is_empty() || self.is_care_armed) {
@@ -323,7 +326,13 @@ impl Worker {
         Turn::Busy
     }
 
+    /// Reads the clock.
     fn tell_time(&mut self) {
+        let before = std::mem::replace(&mut self.now, Instant::now());
+        let WorkerCounters { busy, polling, .. } = &*self.counters;
+        count_time(if self.frames_since > 0 { busy } else { polling }, self.now - before);
+        self.frames_since = 0;
+        self.rounds_since = 0;
         let seconds = self.now.saturating_duration_since(self.start).as_secs();
         if seconds != self.fabric.seconds {
             self.fabric.seconds = seconds;

@@ -176,17 +176,22 @@ fn serve_control(endpoint: &mut Endpoint<GuestDevice>, name: &str) {
     }
 }
 
-/// Prints the counters of every port, and what they come to.
+/// Prints the counters of every port and worker, and what they come to.
+#[allow(clippy::cast_precision_loss, reason = "ratios for people")]
 fn print_counters(plane: &Plane, names: &[String]) {
     let ports: Vec<_> = (0..plane.ports()).map(|port| plane.port_counters(port)).collect();
     let mut text = String::new();
     for (name, counters) in names.iter().zip(&ports) {
         _ = writeln!(text, "port {name}: {counters}");
     }
+    for (number, worker) in plane.workers().enumerate() {
+        let [busy, polling, asleep] =
+            [&worker.busy, &worker.polling, &worker.asleep].map(|time| time.get() as f64 / 1e9);
+        _ = writeln!(text, "worker {number}: busy {busy:.3} s, polling {polling:.3} s, asleep {asleep:.3} s");
+    }
     let sum = |of: fn(&ringway_net::counters::Counters) -> u64| ports.iter().map(of).sum::<u64>();
     let frames = sum(|c| c.to_frames.get());
     let syscalls = sum(|c| c.syscalls.get()) + plane.waits();
-    #[allow(clippy::cast_precision_loss, reason = "a ratio for people")]
     let per_frame = |n: u64| n as f64 / frames.max(1) as f64;
     _ = writeln!(
         text,

@@ -101,8 +101,9 @@ impl Ethernet {
     /// Reads the header of a frame, once; `None` if the frame is too short for one.
     #[inline]
     pub(crate) fn read(frame: GuestBuf<'_>) -> Option<Self> {
-        if let (Some(low), Some(high)) = (frame.read_array(), frame.advance(8).read_array()) {
-            return Some(Self::parse(u64::from_le_bytes(low), u64::from_le_bytes(high)));
+        if let Some(bytes) = frame.read_array() {
+            let bytes = u128::from_le_bytes(bytes);
+            return Some(Self::parse(bytes as u64, (bytes >> 64) as u64));
         }
         // Shorter than with a tag: what it lacks of one reads as zero.
         let mut bytes = [0; 16];

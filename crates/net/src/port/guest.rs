@@ -157,11 +157,11 @@ impl Format {
     #[inline]
     fn header(&self, buffer: GuestBuf<'_>, len: usize) -> Result<Option<Header>, DropReason> {
         let low = buffer.read_array::<8>().ok_or(DropReason::Malformed)?;
-        let csum_offset = buffer.advance(8).read_array::<2>().ok_or(DropReason::Malformed)?;
         // Nearly all frames: no partial checksum (bit 0 of `flags`), nothing to segment (`gso_type`).
         if u64::from_le_bytes(low) & 0xff01 == 0 {
             return Ok(None);
         }
+        let csum_offset = buffer.advance(8).read_array::<2>().ok_or(DropReason::Malformed)?;
         let mut bytes = [0; size_of::<Header>()];
         bytes[..8].copy_from_slice(&low);
         bytes[8..10].copy_from_slice(&csum_offset);

@@ -326,7 +326,7 @@ impl Device for GuestDevice {
     fn reset(&mut self) {
         self.device.reset();
         self.session += 1;
-        lock(&self.lanes.switch).forget_port(self.port);
+        self.lanes.switch.forget_port(self.port);
     }
 
     fn read_config(&self, offset: usize, to: &mut [u8]) {

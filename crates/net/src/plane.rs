@@ -101,9 +101,8 @@ impl Plane {
         let bell = Bell { events: sender, signal: signal()?.into() };
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         watch(&epoll, bell.signal.as_fd(), Token::Wake)?;
-        let switch = Switch::new(ports.len());
-        let switch = Arc::new(Mutex::new(switch));
-        lock(&switch).learn_again(&state.learned, state.now);
+        let switch = Arc::new(Switch::new(ports.len()));
+        switch.learn_again(&state.learned, state.now);
         let kinds = ports.into_iter().map(|port| PortKind::open(port, options.forward));
         let kinds = kinds.collect::<io::Result<Vec<_>>>()?;
         let mut counters: Vec<Vec<Arc<Counters>>> = kinds.iter().map(|_| vec![Arc::default()]).collect();
@@ -326,7 +325,7 @@ pub(crate) struct Lanes {
     gate: Gate,
     /// What the control thread waits on: the bell, and kicks of control queues.
     pub(crate) epoll: OwnedFd,
-    pub(crate) switch: Arc<Mutex<Switch>>,
+    pub(crate) switch: Arc<Switch>,
     pub(crate) forward: Forward,
     /// By port: what the control thread counts, and was counted before an upgrade; then what each worker counts.
     counters: Vec<Vec<Arc<Counters>>>,
@@ -380,7 +379,7 @@ impl Lanes {
         let mut held = self.hold();
         let worker = held.workers().next();
         let (now, taps) = worker.map_or((0, Vec::new()), |worker| (worker.now(), worker.clone_taps()));
-        HeldPlane { now, learned: lock(&self.switch).learned(), taps }
+        HeldPlane { now, learned: self.switch.learned(now), taps }
     }
 
     fn wake(&self) {

@@ -16,7 +16,7 @@ mod wakes;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringway_device::net::Offloads;
@@ -32,7 +32,7 @@ use crate::offload::MAX_FRAME;
 use crate::plane::{Bell, Options, WorkerCounters, count_time, lock};
 use crate::port::guest::{RxRing, TxRing};
 use crate::port::tap::TapBuffer;
-use crate::switch::{Decision, Switch};
+use crate::switch::{Cache, Decision, Switch};
 use rings::Rings;
 pub(crate) use wakes::{Token, Wakes, watch};
 
@@ -88,7 +88,8 @@ pub(crate) struct Worker {
 struct Fabric {
     ports: Vec<PortSlot>,
     forward: Forward,
-    switch: Arc<Mutex<Switch>>,
+    switch: Arc<Switch>,
+    cache: Cache,
     /// Room for a frame that has to be changed.
     scratch: Vec<u8>,
     /// Seconds since the start.
@@ -98,26 +99,26 @@ struct Fabric {
 
 impl Fabric {
     fn delivery(&mut self) -> (Delivery<'_>, Rule<'_>) {
-        let Self { ports, forward, switch, scratch, seconds, bell } = self;
-        (Delivery::new(ports, scratch, bell), Rule { forward: *forward, switch, seconds: *seconds })
+        let Self { ports, forward, switch, cache, scratch, seconds, bell } = self;
+        (Delivery::new(ports, scratch, bell), Rule { forward: *forward, switch, cache, seconds: *seconds })
     }
 }
 
 /// Where frames go.
-#[derive(Clone, Copy)]
 struct Rule<'w> {
     forward: Forward,
-    switch: &'w Mutex<Switch>,
+    switch: &'w Switch,
+    cache: &'w mut Cache,
     seconds: u64,
 }
 
 impl Rule<'_> {
     /// Sends a frame where it belongs.
     #[inline]
-    fn send(self, from: usize, mut frame: Frame<'_>, delivery: &mut Delivery<'_>) {
+    fn send(&mut self, from: usize, mut frame: Frame<'_>, delivery: &mut Delivery<'_>) {
         match self.forward {
             Forward::Switch => {
-                let decision = lock(self.switch).decide(&frame.ethernet, from, self.seconds);
+                let decision = self.switch.decide(self.cache, &frame.ethernet, from, self.seconds);
                 match decision {
                     Decision::To(port) => delivery.send(port, &frame),
                     Decision::Flood => delivery.flood(from, &frame),
@@ -139,7 +140,7 @@ impl Worker {
     pub(crate) fn new(
         index: usize,
         ports: Vec<PortSlot>,
-        switch: Arc<Mutex<Switch>>,
+        switch: Arc<Switch>,
         (epoll, counters): (Arc<OwnedFd>, Arc<WorkerCounters>),
         bell: Bell,
         options: &Options,
@@ -158,7 +159,7 @@ impl Worker {
         let Options { forward, busy_poll, .. } = *options;
         let scratch = Vec::with_capacity(MAX_FRAME);
         Ok(Self {
-            fabric: Fabric { ports, forward, switch, scratch, seconds: 0, bell },
+            fabric: Fabric { ports, forward, switch, cache: Cache::default(), scratch, seconds: 0, bell },
             rings: Rings::default(),
             cared: Vec::new(),
             is_care_armed: false,
@@ -254,7 +255,7 @@ impl Worker {
             let counters = Arc::clone(&self.fabric.ports[port].counters);
             counters.from_frames.add(1);
             counters.from_bytes.add(data.len() as u64);
-            let (mut delivery, rule) = self.fabric.delivery();
+            let (mut delivery, mut rule) = self.fabric.delivery();
             rule.send(port, Frame { header: None, ethernet, prefix: Prefix::default(), data }, &mut delivery);
             delivery.finish();
         }
@@ -336,7 +337,7 @@ impl Worker {
         let seconds = self.now.saturating_duration_since(self.start).as_secs();
         if seconds != self.fabric.seconds {
             self.fabric.seconds = seconds;
-            lock(&self.fabric.switch).age(seconds);
+            self.fabric.switch.age(seconds);
         }
     }
 
@@ -441,7 +442,7 @@ impl Worker {
         let PortKind::Tap(tap) = &fabric.ports[port].kind else { return 0 };
         let tap = Arc::clone(tap);
         let mut work = 0;
-        let (mut delivery, rule) = fabric.delivery();
+        let (mut delivery, mut rule) = fabric.delivery();
         let counters = delivery.counters(port);
         while work < BURST {
             counters.syscalls.add(1);
@@ -485,7 +486,7 @@ fn forward_burst(fabric: &mut Fabric, ring: &mut TxRing, burst: &mut Burst) -> R
         return Ok(0);
     }
     let mut bytes = 0;
-    let (mut delivery, rule) = fabric.delivery();
+    let (mut delivery, mut rule) = fabric.delivery();
     let counters = delivery.counters(port);
     while let Some(chain) = burst.next() {
         match format.read(&chain) {

@@ -62,6 +62,14 @@ drops! {
     /// Counted at the sender: the destination is on the port that it came from, there is no other port, or the
     /// address belongs to the link.
     Filtered = "filtered",
+    /// Counted at the sender: a VLAN that its port is not in.
+    Vlan = "vlan",
+    /// Counted at the sender: from an address that it may not have.
+    Secured = "secured",
+    /// Counted at the sender: too many frames for all.
+    Storm = "storm",
+    /// Counted at the receiver: more than its rate.
+    Limited = "limited",
 }
 
 /// The counters of a port. "From" and "to" are seen from the switch: frames from the port's guest or tap, and

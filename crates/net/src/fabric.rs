@@ -11,6 +11,7 @@ use crate::frame::Frame;
 use crate::plane::{Bell, lock};
 use crate::port::guest::{RxQueue, RxRing, Undelivered};
 use crate::port::tap::Tap;
+use crate::switch::{Now, Switch};
 
 /// What becomes of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,6 +125,8 @@ pub(crate) struct Delivery<'w> {
     ports: &'w [PortSlot],
     scratch: &'w mut Vec<u8>,
     bell: &'w Bell,
+    /// What limits the rates at which ports get frames, if any does.
+    limits: Option<(&'w Switch, Now)>,
     open: ArrayVec<OpenRing<'w>, OPEN_RINGS>,
 }
 
@@ -135,8 +138,13 @@ struct OpenRing<'w> {
 }
 
 impl<'w> Delivery<'w> {
-    pub(crate) fn new(ports: &'w [PortSlot], scratch: &'w mut Vec<u8>, bell: &'w Bell) -> Self {
-        Self { ports, scratch, bell, open: ArrayVec::new() }
+    pub(crate) fn new(
+        ports: &'w [PortSlot],
+        scratch: &'w mut Vec<u8>,
+        bell: &'w Bell,
+        limits: Option<(&'w Switch, Now)>,
+    ) -> Self {
+        Self { ports, scratch, bell, limits, open: ArrayVec::new() }
     }
 
     /// What this worker counts of a port.
@@ -153,18 +161,9 @@ impl<'w> Delivery<'w> {
         self.bell.ring(event);
     }
 
-    /// Sends a frame to all ports but the one that it came from.
-    pub(crate) fn flood(&mut self, from: usize, frame: &Frame<'_>) {
-        let mut is_lost = true;
-        for port in 0..self.ports.len() {
-            if port != from && self.ports[port].kind.can_receive() {
-                is_lost = false;
-                self.send(port, frame);
-            }
-        }
-        if is_lost {
-            self.count_drop(from, DropReason::Filtered);
-        }
+    /// Whether a frame may reach a port now.
+    pub(crate) fn can_reach(&self, port: usize) -> bool {
+        self.ports[port].kind.can_receive()
     }
 
     /// Sends a frame to a port.
@@ -172,6 +171,11 @@ impl<'w> Delivery<'w> {
     pub(crate) fn send(&mut self, to: usize, frame: &Frame<'_>) {
         let ports = self.ports;
         let counters = &*ports[to].counters;
+        if let Some((switch, now)) = self.limits
+            && !switch.may_receive(to, frame.len(), now)
+        {
+            return counters.count_drop(DropReason::Limited);
+        }
         let ring = match &ports[to].kind {
             PortKind::Guest(rings) => match &rings[..] {
                 [] => return counters.count_drop(DropReason::NotReady),

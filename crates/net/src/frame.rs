@@ -6,6 +6,8 @@ use std::str::FromStr;
 use ringway_memory::GuestBuf;
 use ringway_spec::net::Header;
 
+use crate::switch::Retag;
+
 /// Length of an Ethernet header without a tag, in bytes: the shortest frame taken.
 pub(crate) const ETHERNET_LEN: usize = 14;
 /// Length of an Ethernet header with a tag.
@@ -98,18 +100,20 @@ pub(crate) struct Ethernet {
 }
 
 impl Ethernet {
-    /// Reads the header of a frame, once; `None` if the frame is too short for one.
+    /// Reads the header of a frame, once; `None` if the frame ends inside of it.
     #[inline]
     pub(crate) fn read(frame: GuestBuf<'_>) -> Option<Self> {
         if let Some(bytes) = frame.read_array() {
             let bytes = u128::from_le_bytes(bytes);
-            return Some(Self::parse(bytes as u64, (bytes >> 64) as u64));
+            let ethernet = Self::parse(bytes as u64, (bytes >> 64) as u64);
+            return (ethernet.len == ETHERNET_LEN || frame.len() >= ethernet.len).then_some(ethernet);
         }
-        // Shorter than with a tag: what it lacks of one reads as zero.
+        // Too short for a tag: what it lacks of one reads as zero.
         let mut bytes = [0; 16];
         let len = frame.read(&mut bytes);
         let [low, high] = zerocopy::transmute!(bytes);
-        (len >= ETHERNET_LEN).then_some(Self::parse(u64::from_le(low), u64::from_le(high)))
+        let ethernet = Self::parse(u64::from_le(low), u64::from_le(high));
+        (len >= ethernet.len).then_some(ethernet)
     }
 
     /// The header that begins with these 16 bytes, as little-endian words:
@@ -231,6 +235,34 @@ impl Frame<'_> {
         self.data = self.data.advance(Prefix::ADDRESSES);
         self.prefix = Prefix::new(dst, src, None);
         self.ethernet = Ethernet { dst, src, ..self.ethernet };
+    }
+
+    /// The same frame with its tag changed; what its header says of places in the frame moves along. It has no prefix
+    /// yet.
+    pub(crate) fn retagged(mut self, retag: Retag) -> Self {
+        let Ethernet { dst, src, len, .. } = self.ethernet;
+        let (tci, vlan) = match retag {
+            Retag::Keep => return self,
+            Retag::Pop => (None, 0),
+            Retag::Push(vlan) => (Some(vlan), vlan),
+            Retag::Set(vlan) => {
+                let tci = self.data.advance(ETHERNET_LEN).read_array().map_or(0, u16::from_be_bytes);
+                (Some(tci & !0xfff | vlan), vlan)
+            }
+        };
+        // The type of what it carries stays.
+        self.data = self.data.advance(len - 2);
+        self.prefix = Prefix::new(dst, src, tci);
+        self.ethernet = Ethernet { dst, src, vlan, len: self.prefix.len() + 2 };
+        if let Some(header) = &mut self.header {
+            let moved =
+                |place: u16| place.saturating_add(self.ethernet.len as u16).saturating_sub(len as u16);
+            header.csum_start = moved(header.csum_start.get()).into();
+            if header.hdr_len.get() != 0 {
+                header.hdr_len = moved(header.hdr_len.get()).into();
+            }
+        }
+        self
     }
 
     /// Copies it to `to`, which is made as long.

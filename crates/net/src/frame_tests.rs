@@ -42,6 +42,39 @@ fn headers_are_read() {
         assert_eq!(read(bytes[..len].to_vec()), Some(Ethernet { dst, src, vlan: 0, len: 14 }));
     }
     assert_eq!(read(bytes[..13].to_vec()), None);
+    bytes[12] = 0x81;
+    for len in 14..18 {
+        assert_eq!(read(bytes[..len].to_vec()), None, "it ends inside of its tag");
+    }
+}
+
+/// A tag is added, changed and taken away; the rest of the frame stays, and places in it move along.
+#[test]
+fn tags_are_changed() {
+    let plain: Vec<u8> = (0..40).map(|n| n * 3).collect();
+    let tagged = |tci: u16| [&plain[..12], &[0x81, 0], &tci.to_be_bytes()[..], &plain[12..]].concat();
+    let cases = [
+        (plain.clone(), Retag::Keep, plain.clone(), 0),
+        (plain.clone(), Retag::Push(7), tagged(7), 4),
+        (tagged(0xa000), Retag::Set(7), tagged(0xa007), 0),
+        (tagged(0xb007), Retag::Pop, plain.clone(), -4),
+    ];
+    for (mut bytes, retag, wanted, moved) in cases {
+        let slices = [GuestSlice::from_mut(&mut bytes)];
+        let data = GuestBuf::new(&slices);
+        let ethernet = Ethernet::read(data).unwrap();
+        let header =
+            Header { csum_start: 34.into(), csum_offset: 6.into(), hdr_len: 38.into(), ..Header::default() };
+        let frame = Frame { header: Some(header), ethernet, prefix: Prefix::default(), data };
+        let frame = frame.retagged(retag);
+        let mut got = Vec::new();
+        frame.copy_to(&mut got);
+        assert_eq!(got, wanted, "{retag:?}");
+        assert_eq!(Some(frame.ethernet), read(wanted), "{retag:?}");
+        let Header { csum_start, csum_offset, hdr_len, .. } = frame.header.unwrap();
+        let places = [csum_start, csum_offset, hdr_len].map(|place| i32::from(place.get()));
+        assert_eq!(places, [34 + moved, 6, 38 + moved], "{retag:?}");
+    }
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub mod handover;
 mod offload;
 pub mod plane;
 mod port;
-mod switch;
+pub mod switch;
 mod worker;
 
 pub use fabric::{Event, Forward};

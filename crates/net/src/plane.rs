@@ -29,7 +29,7 @@ use crate::counters::{Counter, Counters};
 use crate::fabric::{Event, Forward, PortKind, PortSlot};
 use crate::handover::{HeldPlane, PlaneState};
 use crate::port::tap::Tap;
-use crate::switch::Switch;
+use crate::switch::{Mirror, PortPolicy, Switch};
 use crate::worker::{Token, Turn, Wakes, Worker, watch};
 
 /// A port to be.
@@ -51,6 +51,10 @@ pub struct Options {
     pub busy_poll: Duration,
     /// What becomes of frames.
     pub forward: Forward,
+    /// The rules of the switch's ports, in their order; those that are not named have none.
+    pub policies: Vec<PortPolicy>,
+    /// Ports that get copies.
+    pub mirrors: Vec<Mirror>,
 }
 
 /// What a worker counts beside the ports' counters. The times are nanoseconds.
@@ -101,7 +105,9 @@ impl Plane {
         let bell = Bell { events: sender, signal: signal()?.into() };
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         watch(&epoll, bell.signal.as_fd(), Token::Wake)?;
-        let switch = Arc::new(Switch::new(ports.len()));
+        let mut policies = options.policies.clone();
+        policies.resize_with(ports.len(), PortPolicy::default);
+        let switch = Arc::new(Switch::new(&policies, &options.mirrors));
         switch.learn_again(&state.learned, state.now);
         let kinds = ports.into_iter().map(|port| PortKind::open(port, options.forward));
         let kinds = kinds.collect::<io::Result<Vec<_>>>()?;

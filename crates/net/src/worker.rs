@@ -32,7 +32,7 @@ use crate::offload::MAX_FRAME;
 use crate::plane::{Bell, Options, WorkerCounters, count_time, lock};
 use crate::port::guest::{RxRing, TxRing};
 use crate::port::tap::TapBuffer;
-use crate::switch::{Cache, Decision, Switch};
+use crate::switch::{Allowance, Cache, Decision, Now, Retag, Switch};
 use rings::Rings;
 pub(crate) use wakes::{Token, Wakes, watch};
 
@@ -45,7 +45,9 @@ const ROUND_WORK: usize = 16;
 const LOOK: Duration = Duration::from_micros(50);
 const IDLE_LOOK: Duration = Duration::from_micros(5);
 /// How long to sleep at most if a ring has no kick: its front-end wants it to be polled.
-const POLL_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000 };
+const POLL_INTERVAL: Duration = Duration::from_micros(500);
+/// How long a port that has sent as much as it may waits at least: then there is room for some frames, not for one.
+const LEAST_WAIT: Duration = Duration::from_micros(50);
 
 /// What a worker's thread does next.
 pub(crate) enum Turn {
@@ -92,15 +94,23 @@ struct Fabric {
     cache: Cache,
     /// Room for a frame that has to be changed.
     scratch: Vec<u8>,
-    /// Seconds since the start.
-    seconds: u64,
+    /// The time of the last look at the clock.
+    now: Now,
     bell: Bell,
 }
 
 impl Fabric {
     fn delivery(&mut self) -> (Delivery<'_>, Rule<'_>) {
-        let Self { ports, forward, switch, cache, scratch, seconds, bell } = self;
-        (Delivery::new(ports, scratch, bell), Rule { forward: *forward, switch, cache, seconds: *seconds })
+        let Self { ports, forward, switch, cache, scratch, now, bell } = self;
+        let limits = switch.is_metered().then_some((&**switch, *now));
+        (Delivery::new(ports, scratch, bell, limits), Rule { forward: *forward, switch, cache, now: *now })
+    }
+
+    /// How many frames may be taken from a port now.
+    #[inline]
+    fn allowance(&self, port: usize) -> Allowance {
+        let meter = if self.switch.is_metered() { self.switch.sending(port) } else { None };
+        meter.map_or(Allowance::Frames(usize::MAX), |meter| meter.allowance(self.now.nanos))
     }
 }
 
@@ -109,28 +119,71 @@ struct Rule<'w> {
     forward: Forward,
     switch: &'w Switch,
     cache: &'w mut Cache,
-    seconds: u64,
+    now: Now,
 }
 
 impl Rule<'_> {
+    /// Counts frames that were taken from a port.
+    #[inline]
+    fn count_sent(&self, port: usize, frames: usize, bytes: u64) {
+        if self.switch.is_metered()
+            && let Some(meter) = self.switch.sending(port)
+        {
+            meter.count(frames as u64, bytes, self.now.nanos);
+        }
+    }
+
     /// Sends a frame where it belongs.
     #[inline]
     fn send(&mut self, from: usize, mut frame: Frame<'_>, delivery: &mut Delivery<'_>) {
         match self.forward {
-            Forward::Switch => {
-                let decision = self.switch.decide(self.cache, &frame.ethernet, from, self.seconds);
-                match decision {
-                    Decision::To(port) => delivery.send(port, &frame),
-                    Decision::Flood => delivery.flood(from, &frame),
-                    Decision::Filter => delivery.count_drop(from, DropReason::Filtered),
-                }
-            }
+            Forward::Switch => self.switch(from, &frame, delivery),
             Forward::Wire => delivery.send(1 - from, &frame),
             Forward::Echo => {
                 frame.set_addresses(frame.ethernet.src, frame.ethernet.dst);
                 delivery.send(from, &frame);
             }
             Forward::Sink | Forward::Generate(_) => {}
+        }
+    }
+
+    /// Sends a frame where the switch says, and to who watches its port.
+    #[inline]
+    fn switch(&mut self, from: usize, frame: &Frame<'_>, delivery: &mut Delivery<'_>) {
+        for &watcher in self.switch.watchers(from) {
+            delivery.send(watcher, frame);
+        }
+        match self.switch.decide(self.cache, from, &frame.ethernet, self.now) {
+            Decision::To(port, retag) => self.hand_out(port, retag, frame, delivery),
+            Decision::Drop(reason) => delivery.count_drop(from, reason),
+            Decision::Flood(flood) => {
+                let mut is_lost = true;
+                for (port, retag) in self.switch.targets(flood) {
+                    if delivery.can_reach(port) {
+                        is_lost = false;
+                        self.hand_out(port, retag, frame, delivery);
+                    }
+                }
+                if is_lost {
+                    delivery.count_drop(from, DropReason::Filtered);
+                }
+            }
+        }
+    }
+
+    /// Sends a frame to a port with the tag that it wants, and to who watches the port.
+    #[inline]
+    fn hand_out(&self, to: usize, retag: Retag, frame: &Frame<'_>, delivery: &mut Delivery<'_>) {
+        let changed;
+        let frame = if retag == Retag::Keep {
+            frame
+        } else {
+            changed = frame.retagged(retag);
+            &changed
+        };
+        delivery.send(to, frame);
+        for &watcher in self.switch.watchers(to) {
+            delivery.send(watcher, frame);
         }
     }
 }
@@ -159,7 +212,15 @@ impl Worker {
         let Options { forward, busy_poll, .. } = *options;
         let scratch = Vec::with_capacity(MAX_FRAME);
         Ok(Self {
-            fabric: Fabric { ports, forward, switch, cache: Cache::default(), scratch, seconds: 0, bell },
+            fabric: Fabric {
+                ports,
+                forward,
+                switch,
+                cache: Cache::default(),
+                scratch,
+                now: Now::default(),
+                bell,
+            },
             rings: Rings::default(),
             cared: Vec::new(),
             is_care_armed: false,
@@ -263,7 +324,7 @@ impl Worker {
 
     /// Seconds since the start.
     pub(crate) fn now(&self) -> u64 {
-        self.fabric.seconds
+        self.fabric.now.seconds
     }
 
     /// The taps, for another process: by port.
@@ -302,6 +363,9 @@ impl Worker {
 
     /// Does a round, and what is due beside.
     pub(crate) fn turn(&mut self, wakes: &mut Wakes) -> Turn {
+        if self.fabric.switch.is_metered() {
+            self.pass_time(Instant::now());
+        }
         let work = self.round();
         self.frames_since += work;
         self.rounds_since += 1;
@@ -309,10 +373,13 @@ impl Worker {
             return Turn::Busy;
         }
         self.tell_time();
+        self.rings.heat_due(self.now);
         self.cool();
         if work == 0 && self.rings.is_cold() && (self.cared.is_empty() || self.is_care_armed) {
             let is_polled = self.rings.has_polled() || self.cared.iter().any(|ring| ring.is_polled());
-            return Turn::Idle(is_polled.then_some(POLL_INTERVAL));
+            let polled = is_polled.then_some(POLL_INTERVAL);
+            let due = self.rings.due().map(|due| due.saturating_duration_since(self.now));
+            return Turn::Idle(polled.into_iter().chain(due).min().map(timespec));
         }
         let look = if work == 0 { IDLE_LOOK } else { LOOK };
         if (self.rings.has_cold() || !self.taps.is_empty())
@@ -334,11 +401,17 @@ impl Worker {
         count_time(if self.frames_since > 0 { busy } else { polling }, self.now - before);
         self.frames_since = 0;
         self.rounds_since = 0;
-        let seconds = self.now.saturating_duration_since(self.start).as_secs();
-        if seconds != self.fabric.seconds {
-            self.fabric.seconds = seconds;
-            self.fabric.switch.age(seconds);
+        self.pass_time(self.now);
+    }
+
+    /// Tells the switch the time.
+    fn pass_time(&mut self, now: Instant) {
+        let since = now.saturating_duration_since(self.start);
+        let now = Now { seconds: since.as_secs(), nanos: since.as_nanos() as u64 };
+        if now.seconds != self.fabric.now.seconds {
+            self.fabric.switch.age(now.seconds);
         }
+        self.fabric.now = now;
     }
 
     /// Looks what has become ready, without waiting.
@@ -399,13 +472,22 @@ impl Worker {
 
     /// Takes a burst of frames from the hot ring at this place among them, and forwards them.
     fn poll_tx(&mut self, at: usize) -> usize {
-        let Self { rings, fabric, burst, .. } = self;
+        let Self { rings, fabric, burst, start, .. } = self;
         let ring = rings.hot(at);
         if !ring.vring.is_ready() {
             return 0;
         }
+        let most = match fabric.allowance(ring.port) {
+            Allowance::Frames(most) => most.min(BURST),
+            Allowance::Wait(nanos) => {
+                let wait = Duration::from_nanos(nanos).max(LEAST_WAIT);
+                ring.resume_at = Some(*start + Duration::from_nanos(fabric.now.nanos) + wait);
+                return 0;
+            }
+        };
+        ring.resume_at = None;
         ring.is_active = true;
-        match forward_burst(fabric, ring, burst) {
+        match forward_burst(fabric, ring, burst, most) {
             Ok(count) => count,
             Err(error) => {
                 let TxRing { port, session, index, .. } = *ring;
@@ -475,10 +557,21 @@ impl Worker {
     }
 }
 
-/// Takes a burst of frames from a transmit ring and forwards them.
-fn forward_burst(fabric: &mut Fabric, ring: &mut TxRing, burst: &mut Burst) -> Result<usize, QueueError> {
+/// A time in the kernel's form, at most a minute.
+fn timespec(limit: Duration) -> Timespec {
+    let limit = limit.min(Duration::from_mins(1));
+    Timespec { tv_sec: limit.as_secs().cast_signed(), tv_nsec: limit.subsec_nanos().into() }
+}
+
+/// Takes a burst of frames, `most` at most, from a transmit ring and forwards them.
+fn forward_burst(
+    fabric: &mut Fabric,
+    ring: &mut TxRing,
+    burst: &mut Burst,
+    most: usize,
+) -> Result<usize, QueueError> {
     let TxRing { port, session, format, enabled, ref mut vring, .. } = *ring;
-    let count = vring.queue.take(burst, BURST)?;
+    let count = vring.queue.take(burst, most)?;
     if let Some(missing) = vring.queue.missing() {
         fabric.bell.ring(Event::TranslationMissing { port, session, missing });
     }
@@ -504,6 +597,7 @@ fn forward_burst(fabric: &mut Fabric, ring: &mut TxRing, burst: &mut Burst) -> R
     }
     counters.from_frames.add(count as u64);
     counters.from_bytes.add(bytes);
+    rule.count_sent(port, count, bytes);
     // First, so that no frame that a receiver has seen is still available: a device that goes on here after a crash would
     // send it again.
     vring.publish(counters);

@@ -99,7 +99,8 @@ pub(crate) fn net(args: &args::Net) -> Result<()> {
 
 fn options(args: &args::Workers, forward: Forward) -> Options {
     let busy_poll = Duration::from_micros(args.busy_poll);
-    Options { workers: args.count, pin: args.pin.clone(), busy_poll, forward }
+    let (policies, mirrors) = (Vec::new(), Vec::new());
+    Options { workers: args.count, pin: args.pin.clone(), busy_poll, forward, policies, mirrors }
 }
 
 fn listen(name: &str, path: &Path) -> Result<Source> {

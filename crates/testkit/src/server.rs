@@ -246,8 +246,19 @@ impl Counters {
 
     /// All frames that a port dropped.
     pub fn dropped(&self, port: &str) -> u64 {
-        let reasons =
-            ["no-buffer", "not-ready", "too-long", "unsegmentable", "malformed", "disabled", "filtered"];
+        let reasons = [
+            "no-buffer",
+            "not-ready",
+            "too-long",
+            "unsegmentable",
+            "malformed",
+            "disabled",
+            "filtered",
+            "vlan",
+            "secured",
+            "storm",
+            "limited",
+        ];
         reasons.iter().map(|r| self.get(port, r)).sum()
     }
 }
@@ -288,7 +299,8 @@ mod tests {
     fn counters_are_read() {
         let text = "noise\nport a: from 7 frames 420 bytes, to 3 frames 180 bytes, copies 3, kicks 1, calls 2, \
                     syscalls 4, sessions 1, failed rings 5, dropped no-buffer 1 not-ready 2 too-long 0 \
-                    unsegmentable 0 malformed 0 disabled 0 filtered 4\nall: delivered 3 frames, more\n";
+                    unsegmentable 0 malformed 0 disabled 0 filtered 4 vlan 0 secured 0 \
+                    storm 0 limited 0\nall: delivered 3 frames, more\n";
         let counters = Counters::parse(text).unwrap();
         assert_eq!(counters.get("a", "from"), 7);
         assert_eq!(counters.get("a", "to bytes"), 180);

@@ -127,6 +127,8 @@ pub(crate) struct TxRing {
     /// Frames were taken from it since the clock was read last, and when that was so before.
     pub(crate) is_active: bool,
     pub(crate) active_at: Instant,
+    /// When its port may send again, if it may not now.
+    pub(crate) resume_at: Option<Instant>,
 }
 
 impl TxRing {
@@ -135,7 +137,8 @@ impl TxRing {
         let mut vring = Vring::from(running);
         // All that is in it is sent, whatever a driver calls it.
         vring.queue.ignore_write_flag_in_tables();
-        Self { port, session, index, vring, format, enabled, is_active: true, active_at: Instant::now() }
+        let (is_active, active_at, resume_at) = (true, Instant::now(), None);
+        Self { port, session, index, vring, format, enabled, is_active, active_at, resume_at }
     }
 }
 

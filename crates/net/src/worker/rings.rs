@@ -14,6 +14,8 @@ pub(super) struct Rings {
     hot: Vec<usize>,
     /// The places of cold ones that have no kick: time heats them.
     polled: Vec<usize>,
+    /// The places of those whose port has sent as much as it may: time heats them too.
+    waiting: Vec<usize>,
     /// How many there are.
     count: usize,
 }
@@ -43,6 +45,7 @@ impl Rings {
         let ring = self.all.get_mut(place)?.take()?;
         self.hot.retain(|&other| other != place);
         self.polled.retain(|&other| other != place);
+        self.waiting.retain(|&other| other != place);
         self.count -= 1;
         Some(ring)
     }
@@ -78,6 +81,7 @@ impl Rings {
     pub(super) fn heat(&mut self, place: usize) {
         if let Some(Some(ring)) = self.all.get_mut(place)
             && !ring.vring.failed
+            && ring.resume_at.is_none()
             && !self.hot.contains(&place)
         {
             ring.vring.queue.suppress();
@@ -93,13 +97,38 @@ impl Rings {
         }
     }
 
-    /// Arms the rings that have been empty for `busy_poll`; those that still are become cold. `inspect` sees each of
+    /// The rings whose port may send again by `now` are polled from now on.
+    pub(super) fn heat_due(&mut self, now: Instant) {
+        let Self { all, hot, waiting, .. } = self;
+        waiting.retain(|&place| {
+            let Some(Some(ring)) = all.get_mut(place) else { return false };
+            let is_due = ring.resume_at.is_none_or(|at| at <= now);
+            if is_due {
+                ring.resume_at = None;
+                ring.is_active = true;
+                hot.push(place);
+            }
+            !is_due
+        });
+    }
+
+    /// When the first of those that wait may send again.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.waiting.iter().filter_map(|&place| self.all.get(place)?.as_ref()?.resume_at).min()
+    }
+
+    /// Puts aside the rings whose port may not send now, and arms those that have been empty for `busy_poll`; those that still are become cold. `inspect` sees each of
     /// these, and may have it fail.
     pub(super) fn cool(&mut self, now: Instant, busy_poll: Duration, mut inspect: impl FnMut(&mut TxRing)) {
-        let Self { all, hot, polled, .. } = self;
+        let Self { all, hot, polled, waiting, .. } = self;
         hot.retain(|&place| {
             let Some(Some(ring)) = all.get_mut(place) else { return false };
             if ring.vring.failed {
+                return false;
+            }
+            if ring.resume_at.is_some() {
+                // Not armed: it has frames, and a kick would change nothing.
+                waiting.push(place);
                 return false;
             }
             if std::mem::take(&mut ring.is_active) {

@@ -1,11 +1,16 @@
 //! The command line.
 
+mod policy;
+mod port;
+
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand};
 use ringway_check::Device;
 use ringway_net::Mac;
+
+pub(crate) use self::port::{MirrorArg, PortArg};
 
 /// Gives virtual machines their network over vhost-user sockets.
 ///
@@ -46,21 +51,30 @@ pub(crate) enum Command {
 #[derive(ClapArgs, Debug)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct Switch {
-    /// A port: its name and the path of its socket
+    /// A port: its name and the path of its socket, and options after commas
     ///
-    /// Options follow, each after a comma: mac=ADDRESS and mtu=BYTES are what the device tells its driver (a
-    /// front-end such as QEMU may say otherwise), queues=N is the most queue pairs (8), client connects to the
-    /// socket instead of listening there, and tries on until it succeeds.
+    /// The device: mac=ADDRESS and mtu=BYTES are what it tells its driver (a front-end such as QEMU may say otherwise),
+    /// queues=N is the most queue pairs (8). iommu offers `ACCESS_PLATFORM`, for a guest whose IOMMU is to decide which
+    /// of its memory the device reaches. postcopy lets a migrating guest run here before its memory has arrived: the
+    /// whole switch waits for a page that is missing, so a front-end that does not bring it stops every port.
     ///
-    /// iommu offers `ACCESS_PLATFORM`, for a guest whose IOMMU is to decide which of its memory the device reaches.
-    /// postcopy lets a migrating guest run here before its memory has arrived: the whole switch waits for a page that
-    /// is missing, so a front-end that does not bring it stops every port.
-    #[arg(
-        long = "port",
-        value_name = "NAME=SOCKET[,mac=ADDRESS][,mtu=BYTES][,queues=N][,client][,iommu][,postcopy]",
-        required = true
-    )]
+    /// The socket: client connects to it instead of listening there, and tries on until it succeeds.
+    ///
+    /// VLANs: vlan=N makes an access port, trunk=LIST (such as 10+20-29) allows some VLANs only, native=N is that of
+    /// frames without a tag. With none of these, frames cross as they are.
+    ///
+    /// Trust: pinned drops frames from other addresses than mac=, pinned=ADDRESS+ADDRESS allows more; isolated ports
+    /// do not reach each other; macs=N is the most addresses learned (4096); storm=N is the most frames to all, to
+    /// groups and to unknown addresses in a second.
+    ///
+    /// Rates, as the guest sees them: tx-rate=BITS and rx-rate=BITS in a second, such as 100M; tx-frames=N and
+    /// rx-frames=N. What it sends too fast waits, what it would get too fast is dropped.
+    #[arg(long = "port", value_name = "NAME=SOCKET[,OPTION…]", required = true)]
     pub(crate) ports: Vec<PortArg>,
+
+    /// Copy all that comes from a port and goes to it to another, which has no other part in the switch
+    #[arg(long = "mirror", value_name = "NAME=WATCHER")]
+    pub(crate) mirrors: Vec<MirrorArg>,
 
     /// A further port: a tap interface of this host, created if it does not exist
     #[arg(long, value_name = "tap:IFNAME", value_parser = tap)]
@@ -211,62 +225,6 @@ const MAX_CPU: usize = 1023;
 const DEFAULT_FRAME: usize = 60;
 const FRAME_SIZES: std::ops::RangeInclusive<usize> = 60..=65535;
 
-/// A port of the switch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct PortArg {
-    pub(crate) name: String,
-    pub(crate) socket: PathBuf,
-    pub(crate) mac: Option<Mac>,
-    pub(crate) mtu: Option<u16>,
-    pub(crate) queues: u16,
-    pub(crate) client: bool,
-    pub(crate) iommu: bool,
-    pub(crate) postcopy: bool,
-}
-
-impl FromStr for PortArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mut parts = text.split(',');
-        let (name, socket) = parts
-            .next()
-            .and_then(|p| p.split_once('='))
-            .filter(|(name, socket)| !name.is_empty() && !socket.is_empty())
-            .ok_or("it begins with NAME=SOCKET")?;
-        let (name, socket) = (name.to_owned(), socket.into());
-        let mut port = Self {
-            name,
-            socket,
-            mac: None,
-            mtu: None,
-            queues: DEFAULT_QUEUES,
-            client: false,
-            iommu: false,
-            postcopy: false,
-        };
-        for part in parts {
-            match part.split_once('=') {
-                Some(("mac", value)) => port.mac = Some(value.parse()?),
-                Some(("mtu", value)) => {
-                    port.mtu =
-                        Some(value.parse().map_err(|_| format!("mtu={value} is not a number of bytes"))?);
-                }
-                Some(("queues", value)) => port.queues = queues(value)?,
-                None if part == "client" => port.client = true,
-                None if part == "iommu" => port.iommu = true,
-                None if part == "postcopy" => port.postcopy = true,
-                _ => {
-                    return Err(format!(
-                        "{part:?} is none of mac=ADDRESS, mtu=BYTES, queues=N, client, iommu, postcopy"
-                    ));
-                }
-            }
-        }
-        Ok(port)
-    }
-}
-
 /// The uplink of a single device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Uplink {
@@ -344,32 +302,6 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Args::command().debug_assert();
-    }
-
-    #[test]
-    fn ports_are_read() {
-        let port: PortArg = "a=/run/a.sock".parse().unwrap();
-        assert_eq!((port.name.as_str(), port.socket.to_str(), port.queues), ("a", Some("/run/a.sock"), 8));
-        let port: PortArg = "b=s,client,mac=02:00:00:00:00:01,mtu=9000,queues=2".parse().unwrap();
-        assert_eq!((port.client, port.mtu, port.queues), (true, Some(9000), 2));
-        assert_eq!(port.mac, Some(Mac::new([2, 0, 0, 0, 0, 1])));
-        assert!(!port.iommu && !port.postcopy);
-        let port: PortArg = "b=s,postcopy,iommu".parse().unwrap();
-        assert!(port.iommu && port.postcopy && !port.client);
-        for wrong in [
-            "",
-            "a",
-            "=s",
-            "a=",
-            "a=s,",
-            "a=s,mac=1",
-            "a=s,mtu=x",
-            "a=s,queues=0",
-            "a=s,queues=128",
-            "a=s,clint",
-        ] {
-            assert!(wrong.parse::<PortArg>().is_err(), "{wrong}");
-        }
     }
 
     #[test]

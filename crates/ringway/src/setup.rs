@@ -9,6 +9,7 @@ use ringway_device::net::{NetDevice, Settings};
 use ringway_net::control::GuestDevice;
 use ringway_net::handover::PlaneState;
 use ringway_net::plane::{Options, Plane, PortSpec};
+use ringway_net::switch::Mirror;
 use ringway_net::{Forward, Mac, Tap};
 use ringway_vhost::endpoint::{Endpoint, Source};
 
@@ -64,7 +65,10 @@ pub(crate) fn switch(args: &args::Switch) -> Result<()> {
         };
         guests.push(Guest { name: port.name.clone(), place, settings, postcopy: port.postcopy });
     }
-    let options = options(&args.workers, Forward::Switch);
+    let mut options = options(&args.workers, Forward::Switch);
+    options.policies = args.ports.iter().map(|port| port.policy.clone()).collect();
+    options.mirrors = mirrors(args)?;
+    check_pins(&args.ports)?;
     Plan { guests, tap: args.uplink.clone(), options }.run(&signals)
 }
 
@@ -101,6 +105,34 @@ fn options(args: &args::Workers, forward: Forward) -> Options {
     let busy_poll = Duration::from_micros(args.busy_poll);
     let (policies, mirrors) = (Vec::new(), Vec::new());
     Options { workers: args.count, pin: args.pin.clone(), busy_poll, forward, policies, mirrors }
+}
+
+/// Who watches whom, by the ports' places.
+fn mirrors(args: &args::Switch) -> Result<Vec<Mirror>> {
+    let place = |name: &str| {
+        let place = args.ports.iter().position(|port| port.name == name);
+        place.with_context(|| format!("--mirror: there is no port {name}"))
+    };
+    let mirror = |mirror: &args::MirrorArg| {
+        if args.mirrors.iter().any(|other| other.from == mirror.to) {
+            bail!("--mirror: port {} watches and cannot be watched", mirror.to);
+        }
+        Ok(Mirror { from: place(&mirror.from)?, to: place(&mirror.to)? })
+    };
+    args.mirrors.iter().map(mirror).collect()
+}
+
+/// No address is pinned to two ports that share a VLAN: neither could be trusted to be it.
+fn check_pins(ports: &[args::PortArg]) -> Result<()> {
+    for (at, port) in ports.iter().enumerate() {
+        for other in &ports[..at] {
+            let shared = port.policy.pinned.iter().find(|mac| other.policy.pinned.contains(mac));
+            if let Some(mac) = shared.filter(|_| port.policy.mode.meets(&other.policy.mode)) {
+                bail!("{mac} is pinned to port {} and to port {}, which share a VLAN", other.name, port.name);
+            }
+        }
+    }
+    Ok(())
 }
 
 fn listen(name: &str, path: &Path) -> Result<Source> {

@@ -116,6 +116,12 @@ impl Ethernet {
         (len >= ethernet.len).then_some(ethernet)
     }
 
+    /// Whether it has a tag.
+    #[inline]
+    pub(crate) const fn is_tagged(&self) -> bool {
+        self.len > ETHERNET_LEN
+    }
+
     /// The header that begins with these 16 bytes, as little-endian words:
     /// destination (6) | source (6) | type (2) | tag's control information (2).
     #[inline]

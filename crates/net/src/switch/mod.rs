@@ -19,6 +19,7 @@ use std::collections::HashMap;
 use foldhash::fast::RandomState;
 
 pub(crate) use self::cache::Cache;
+use self::cache::Flow;
 pub(crate) use self::meter::{Allowance, Meter};
 pub use self::policy::{Limit, Mirror, PortPolicy};
 use self::table::{Key, Table};
@@ -26,7 +27,7 @@ pub(crate) use self::vlan::Retag;
 pub use self::vlan::{Mode, VlanSet, number as vlan_number};
 use self::vlan::{RESERVED, Tag};
 use crate::counters::DropReason;
-use crate::frame::{ETHERNET_LEN, Ethernet, Mac};
+use crate::frame::{Ethernet, Mac};
 use crate::handover::Learned;
 
 /// A port of the switch, by its place among them.
@@ -135,31 +136,42 @@ impl Switch {
     /// Learns from a frame that came from a port, and decides where it goes.
     #[inline]
     pub(crate) fn decide(&self, cache: &mut Cache, from: PortIndex, frame: &Ethernet, now: Now) -> Decision {
-        if frame.dst.is_link_local() || frame.src.is_multicast() {
-            return Decision::Drop(DropReason::Filtered);
-        }
-        let tag = Tag::of(frame);
-        let vlan = match self.enter(from, tag) {
-            Ok(vlan) => vlan,
-            Err(reason) => return Decision::Drop(reason),
-        };
         cache.renew(self.table.version(), now.seconds);
-        let src = Key::new(vlan, frame.src);
-        if cache.sources.get(src) != Some(from) {
-            if !self.may_send(from, vlan, frame.src) {
-                return Decision::Drop(DropReason::Secured);
-            }
-            if self.table.learn(src, from, now.seconds) {
-                cache.sources.set(src, from);
-            }
+        let flow = Flow::new(from, frame);
+        if let Some((to, retag)) = cache.get(flow) {
+            return Decision::To(to, retag);
         }
-        match self.find(cache, vlan, frame.dst, now) {
-            None if self.is_storm(from, now) => Decision::Drop(DropReason::Storm),
-            None => Decision::Flood(Flood { from, vlan, tag }),
-            Some(to) => match self.leave(to, Flood { from, vlan, tag }) {
-                Some(retag) => Decision::To(to, retag),
-                None => Decision::Drop(DropReason::Filtered),
-            },
+        self.decide_anew(cache, flow, from, frame, now).unwrap_or_else(Decision::Drop)
+    }
+
+    fn decide_anew(
+        &self,
+        cache: &mut Cache,
+        flow: Flow,
+        from: PortIndex,
+        frame: &Ethernet,
+        now: Now,
+    ) -> Result<Decision, DropReason> {
+        if frame.dst.is_link_local() || frame.src.is_multicast() {
+            return Err(DropReason::Filtered);
+        }
+        let tag = Tag { vlan: frame.vlan, is_there: frame.is_tagged() };
+        let vlan = self.enter(from, tag)?;
+        if !self.may_send(from, vlan, frame.src) {
+            return Err(DropReason::Secured);
+        }
+        let is_learned = self.table.learn(Key::new(vlan, frame.src), from, now.seconds);
+        let all = Flood { from, vlan, tag };
+        match self.find(vlan, frame.dst, now) {
+            None if self.is_storm(from, now) => Err(DropReason::Storm),
+            None => Ok(Decision::Flood(all)),
+            Some(to) => {
+                let retag = self.leave(to, all).ok_or(DropReason::Filtered)?;
+                if is_learned {
+                    cache.set(flow, to, retag);
+                }
+                Ok(Decision::To(to, retag))
+            }
         }
     }
 
@@ -207,17 +219,8 @@ impl Switch {
     }
 
     /// The port of an address, unless it is unknown or a group's.
-    #[inline]
-    fn find(&self, cache: &mut Cache, vlan: u16, mac: Mac, now: Now) -> Option<PortIndex> {
-        if mac.is_multicast() {
-            return None;
-        }
-        let dst = Key::new(vlan, mac);
-        cache.destinations.get(dst).or_else(|| {
-            let to = self.table.find(dst, now.seconds)?;
-            cache.destinations.set(dst, to);
-            Some(to)
-        })
+    fn find(&self, vlan: u16, mac: Mac, now: Now) -> Option<PortIndex> {
+        if mac.is_multicast() { None } else { self.table.find(Key::new(vlan, mac), now.seconds) }
     }
 
     /// Whether a port sends too many frames for all; counts one.
@@ -251,13 +254,6 @@ impl Rules {
     fn are_plain(&self) -> bool {
         let PortPolicy { mode, pinned, isolated, .. } = &self.policy;
         mode.is_transparent() && pinned.is_empty() && !isolated
-    }
-}
-
-impl Tag {
-    #[inline]
-    fn of(frame: &Ethernet) -> Self {
-        Self { vlan: frame.vlan, is_there: frame.len > ETHERNET_LEN }
     }
 }
 

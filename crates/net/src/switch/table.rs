@@ -17,7 +17,7 @@ use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use foldhash::quality::RandomState;
+use foldhash::fast::RandomState;
 
 use super::PortIndex;
 use crate::frame::Mac;
@@ -43,10 +43,6 @@ impl Key {
     #[inline]
     pub(super) fn new(vlan: u16, mac: Mac) -> Self {
         Self(Self::TAKEN | u64::from(vlan & 0xfff) << 48 | mac.bits())
-    }
-
-    pub(super) const fn bits(self) -> u64 {
-        self.0
     }
 }
 

@@ -9,5 +9,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
+
 pub mod net;
 pub mod status;

@@ -345,7 +345,7 @@ impl Device for GuestDevice {
     }
 
     fn save_state(&self) -> Vec<u8> {
-        self.device.save().to_vec()
+        self.device.save()
     }
 
     fn load_state(&mut self, state: &[u8]) -> Result<(), String> {

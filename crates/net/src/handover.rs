@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use ringway_device::net::State;
+use ringway_device::net::{RestoreError, State};
 use ringway_vhost::handover::{FdIndex, FilesIn, FilesOut, HandoverError};
 use serde::{Deserialize, Serialize};
 
@@ -103,7 +103,8 @@ impl PlaneState {
 pub struct DeviceState {
     acked: Option<u64>,
     status: u8,
-    active_pairs: u16,
+    announce: bool,
+    orders: Vec<u8>,
     session: u64,
     /// The last session that was counted.
     counted: Option<u64>,
@@ -112,20 +113,23 @@ pub struct DeviceState {
 impl GuestDevice {
     /// Its state.
     pub fn state(&self) -> DeviceState {
-        let State { acked, status, active_pairs } = self.device.state();
-        DeviceState { acked, status, active_pairs, session: self.session, counted: self.counted }
+        let State { acked, status, announce, orders } = self.device.state();
+        DeviceState { acked, status, announce, orders, session: self.session, counted: self.counted }
     }
 
     /// A new device goes on where another was.
     ///
     /// # Errors
-    /// [`HandoverError::Features`] if it does not offer what was acked.
+    /// [`HandoverError::Features`] if it does not offer what was acked, [`HandoverError::BadValue`] if it cannot do
+    /// what the driver ordered.
     pub fn restore(&mut self, state: &DeviceState) -> Result<(), HandoverError> {
-        let DeviceState { acked, status, active_pairs, session, counted } = *state;
+        let DeviceState { acked, status, announce, session, counted, .. } = *state;
         let features = acked.unwrap_or_default() & !self.device.negotiation().offered();
-        self.device
-            .restore(State { acked, status, active_pairs })
-            .map_err(|_| HandoverError::Features { kind: "virtio", features })?;
+        let state = State { acked, status, announce, orders: state.orders.clone() };
+        self.device.restore(&state).map_err(|error| match error {
+            RestoreError::Features(_) => HandoverError::Features { kind: "virtio", features },
+            RestoreError::Orders(_) => HandoverError::BadValue("a driver's orders"),
+        })?;
         self.session = session;
         self.counted = counted;
         Ok(())

@@ -1,21 +1,41 @@
 //! The network device (5.1).
+//!
+//! ```text
+//!   driver ──features, status──► negotiation ─┬─► offloads, header_len   which frames, behind which header
+//!     └─────control commands───► orders ──────┼─► steering               to which receive queue
+//!                                             └─► filter                 whether at all
+//! ```
+//!
+//! What the data path needs of it is a value to keep, which it asks for anew when the driver has said something.
 
+mod command;
 mod control;
+mod filter;
 mod header;
+mod rss;
+mod saved;
 
+pub use command::MAX_COMMAND;
+pub use filter::Filter;
 pub use header::{Checksum, HeaderError, Offloads, Receive};
+pub use rss::{HEADERS_LEN, Hash, Steering};
+pub use saved::{RestoreError, State, StateError};
 
 use ringway_spec::feature;
 use ringway_spec::net::{
-    Config, F_CSUM, F_CTRL_VQ, F_GUEST_CSUM, F_GUEST_ECN, F_GUEST_TSO4, F_GUEST_TSO6, F_HOST_ECN,
-    F_HOST_TSO4, F_HOST_TSO6, F_MAC, F_MQ, F_MRG_RXBUF, F_MTU, F_STATUS, HDR_LEN, HDR_LEN_LEGACY,
-    MQ_PAIRS_MAX, MQ_PAIRS_MIN, MTU_MIN, S_LINK_UP,
+    CTRL_ERR, CTRL_OK, Config, DUPLEX_FULL, F_CSUM, F_CTRL_GUEST_OFFLOADS, F_CTRL_MAC_ADDR, F_CTRL_RX,
+    F_CTRL_RX_EXTRA, F_CTRL_VLAN, F_CTRL_VQ, F_GUEST_ANNOUNCE, F_GUEST_CSUM, F_GUEST_ECN, F_GUEST_TSO4,
+    F_GUEST_TSO6, F_HASH_REPORT, F_HOST_ECN, F_HOST_TSO4, F_HOST_TSO6, F_MAC, F_MQ, F_MRG_RXBUF, F_MTU,
+    F_RSS, F_SPEED_DUPLEX, F_STATUS, HDR_LEN, HDR_LEN_HASH, HDR_LEN_LEGACY, MQ_PAIRS_MAX, MQ_PAIRS_MIN,
+    MTU_MIN, RSS_KEY_SIZE, RSS_TABLE_LEN, S_ANNOUNCE, S_LINK_UP, SPEED_MAX,
 };
-use ringway_spec::status::DeviceStatus;
 use thiserror::Error;
 use zerocopy::IntoBytes;
 
-use crate::status::{FeatureError, Negotiation};
+use self::command::Command;
+use self::control::Orders;
+use self::filter::Addresses;
+use crate::status::Negotiation;
 
 /// What a feature needs beside it (5.1.3.1). `MQ` needs `CTRL_VQ` too, but a vhost-user front-end that serves
 /// the control queue itself acks `MQ` alone.
@@ -26,8 +46,15 @@ const REQUIRES: &[(u64, u64)] = &[
     (F_HOST_TSO6, F_CSUM),
 ];
 
+/// The receive side's offloads, which the driver may turn on and off.
+const GUEST_OFFLOADS: u64 = F_GUEST_CSUM | F_GUEST_TSO4 | F_GUEST_TSO6 | F_GUEST_ECN;
+
+/// Features that mean nothing without the control queue (5.1.3.1).
+const CONTROLLED: u64 = F_CTRL_RX | F_CTRL_VLAN | F_GUEST_ANNOUNCE | F_HASH_REPORT;
+
 /// How a device shall be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "each is offered or not, whatever the others")]
 pub struct Settings {
     /// Its MAC address, if the device says one.
     pub mac: Option<[u8; 6]>,
@@ -39,6 +66,13 @@ pub struct Settings {
     pub segmentation: bool,
     /// Whether the device offers to be behind an IOMMU.
     pub iommu: bool,
+    /// The speed in Mbit/s that it says, up to 2³¹ - 1, both ways at once.
+    pub speed: Option<u32>,
+    /// Whether the driver may choose receive queues by a hash, and have hashes reported. Of no use where a front-end
+    /// has the control queue for itself: the device would never learn the key.
+    pub rss: bool,
+    /// Whether the driver may say which frames it wants, and by which address. Of no use there either.
+    pub filters: bool,
 }
 
 /// Why a device cannot be as its settings say.
@@ -50,20 +84,12 @@ pub enum SettingsError {
     /// See [`Settings::max_pairs`].
     #[error("{0} queue pairs are not in 1..=32768")]
     Pairs(u16),
+    /// See [`Settings::speed`].
+    #[error("a speed of {0} Mbit/s is more than 2147483647")]
+    Speed(u32),
     /// A multicast address belongs to no device.
     #[error("the MAC address is a multicast address")]
     MulticastMac,
-}
-
-/// What a driver has made of a device: all that it takes to go on with another one of the same settings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct State {
-    /// The features acked, if any were.
-    pub acked: Option<u64>,
-    /// The device status.
-    pub status: u8,
-    /// Pairs in use by the control command.
-    pub active_pairs: u16,
 }
 
 /// What a queue is for (5.1.2).
@@ -77,32 +103,12 @@ pub enum Role {
     Control,
 }
 
-/// First byte of a saved state, for others to come.
-const STATE_VERSION: u8 = 1;
-
-/// Why a saved state cannot be taken over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum StateError {
-    /// It is not of the form that this version saves.
-    #[error("{0} bytes are not the state of a network device, or of another version")]
-    Form(usize),
-    /// It uses more queue pairs than there are.
-    #[error("the driver uses {pairs} queue pairs, and there are {most}")]
-    Pairs {
-        /// In use.
-        pairs: u16,
-        /// There are.
-        most: u16,
-    },
-}
-
 /// A network device.
 #[derive(Debug, Clone)]
 pub struct NetDevice {
     settings: Settings,
     negotiation: Negotiation,
-    /// Pairs in use by the control command; all that the transport enabled if there is no control queue.
-    active_pairs: u16,
+    orders: Orders,
 }
 
 impl NetDevice {
@@ -122,8 +128,13 @@ impl NetDevice {
         if settings.mac.is_some_and(|mac| mac[0] & 1 != 0) {
             return Err(SettingsError::MulticastMac);
         }
+        if let Some(speed) = settings.speed
+            && speed > SPEED_MAX
+        {
+            return Err(SettingsError::Speed(speed));
+        }
         let negotiation = Negotiation::new(offered(&settings), REQUIRES);
-        Ok(Self { settings, negotiation, active_pairs: 1 })
+        Ok(Self { settings, negotiation, orders: Orders::default() })
     }
 
     /// Features and status.
@@ -139,44 +150,30 @@ impl NetDevice {
     /// Back to the start.
     pub fn reset(&mut self) {
         self.negotiation.reset();
-        self.active_pairs = 1;
-    }
-
-    /// What the driver has made of it.
-    pub fn state(&self) -> State {
-        let Self { negotiation, active_pairs, .. } = self;
-        let (acked, status) = (negotiation.accepted(), negotiation.status().bits());
-        State { acked, status, active_pairs: *active_pairs }
-    }
-
-    /// A device after reset goes on where another was. Of pairs in use it takes as many as it has.
-    ///
-    /// # Errors
-    /// [`FeatureError`] if it does not offer what was acked.
-    pub fn restore(&mut self, state: State) -> Result<(), FeatureError> {
-        let State { acked, status, active_pairs } = state;
-        if let Some(acked) = acked {
-            self.negotiation.ack(acked)?;
-        }
-        if status != 0 {
-            self.negotiation.write_status(status);
-        }
-        if DeviceStatus::from_bits_retain(status).contains(DeviceStatus::DEVICE_NEEDS_RESET) {
-            self.negotiation.need_reset();
-        }
-        self.active_pairs = active_pairs.clamp(MQ_PAIRS_MIN, self.settings.max_pairs);
-        Ok(())
+        self.orders = Orders::default();
     }
 
     /// Copies `to.len()` bytes of the configuration space from `offset` on; fields past the space's end read
     /// as zero, as do fields whose feature is not offered.
     pub fn read_config(&self, offset: usize, to: &mut [u8]) {
-        let config = Config {
-            mac: self.settings.mac.unwrap_or_default(),
-            status: S_LINK_UP.into(),
-            max_virtqueue_pairs: self.settings.max_pairs.into(),
-            mtu: self.settings.mtu.unwrap_or_default().into(),
+        let Self { settings, orders, .. } = self;
+        let announce = if self.has(F_GUEST_ANNOUNCE) && orders.announce { S_ANNOUNCE } else { 0 };
+        let mut config = Config {
+            mac: orders.address.or(settings.mac).unwrap_or_default(),
+            status: (S_LINK_UP | announce).into(),
+            max_virtqueue_pairs: settings.max_pairs.into(),
+            mtu: settings.mtu.unwrap_or_default().into(),
+            ..Config::default()
         };
+        if let Some(speed) = settings.speed {
+            config.speed = speed.into();
+            config.duplex = DUPLEX_FULL;
+        }
+        if settings.rss {
+            config.rss_max_key_size = RSS_KEY_SIZE;
+            config.rss_max_indirection_table_length = RSS_TABLE_LEN.into();
+            config.supported_hash_types = rss::HASH_TYPES.into();
+        }
         to.fill(0);
         let bytes = config.as_bytes();
         for (to, from) in to.iter_mut().zip(bytes.get(offset..).unwrap_or_default()) {
@@ -198,7 +195,7 @@ impl NetDevice {
     /// is the last of the queues that were negotiated, and there only if `CTRL_VQ` was.
     pub fn role(&self, index: u16) -> Option<Role> {
         let acked = self.negotiation.acked();
-        let pairs = if acked & F_MQ != 0 { self.settings.max_pairs } else { 1 };
+        let pairs = if acked & (F_MQ | F_RSS) != 0 { self.settings.max_pairs } else { 1 };
         match index {
             _ if acked & F_CTRL_VQ != 0 && index == 2 * pairs => Some(Role::Control),
             _ if index >= 2 * self.settings.max_pairs => None,
@@ -209,43 +206,67 @@ impl NetDevice {
 
     /// How many pairs the driver uses, if it says so on the control queue; else as many as are enabled.
     pub fn active_pairs(&self) -> u16 {
-        if self.negotiation.acked() & F_CTRL_VQ != 0 { self.active_pairs } else { self.settings.max_pairs }
+        match &self.orders {
+            _ if self.negotiation.acked() & F_CTRL_VQ == 0 => self.settings.max_pairs,
+            Orders { rss: Some((table, _)), .. } => table.pairs(),
+            Orders { pairs, .. } => *pairs,
+        }
     }
 
     /// Carries out a command of the control queue, its device-readable bytes; returns the answer's byte.
     pub fn control(&mut self, command: &[u8]) -> u8 {
-        control::run(self, command)
+        let (features, max_pairs) = (self.negotiation.acked(), self.settings.max_pairs);
+        let is_done = Command::parse(command).is_some_and(|c| self.orders.obey(c, features, max_pairs));
+        if is_done { CTRL_OK } else { CTRL_ERR }
     }
 
-    /// What another device of the same settings needs to go on where this one stopped, beside the features that were
-    /// acked: a transport moves those itself.
-    pub fn save(&self) -> [u8; 3] {
-        let [low, high] = self.active_pairs.to_le_bytes();
-        [STATE_VERSION, low, high]
+    /// The driver shall tell its network where it is, for it may be elsewhere than before; whether it can: then the
+    /// configuration has changed.
+    pub fn announce(&mut self) -> bool {
+        self.orders.announce = true;
+        self.has(F_GUEST_ANNOUNCE | F_STATUS)
     }
 
-    /// Goes on where another device stopped.
-    ///
-    /// # Errors
-    /// [`StateError`]; nothing has changed then.
-    pub fn load(&mut self, state: &[u8]) -> Result<(), StateError> {
-        let &[STATE_VERSION, low, high] = state else { return Err(StateError::Form(state.len())) };
-        match u16::from_le_bytes([low, high]) {
-            pairs if (1..=self.settings.max_pairs).contains(&pairs) => self.active_pairs = pairs,
-            pairs => return Err(StateError::Pairs { pairs, most: self.settings.max_pairs }),
-        }
-        Ok(())
+    /// How a frame finds its receive queue.
+    pub fn steering(&self) -> Steering {
+        let Orders { hash, rss, .. } = &self.orders;
+        let is_wanted = rss.is_some() || self.has(F_HASH_REPORT);
+        Steering::new(hash.as_ref().filter(|_| is_wanted), rss.as_ref().map(|(table, _)| table))
+    }
+
+    /// Which frames the driver wants; `None` if that is all.
+    pub fn filter(&self) -> Option<Filter> {
+        let Orders { address, modes, addresses, vlans, .. } = &self.orders;
+        let own = address.or(self.settings.mac.filter(|_| self.has(F_MAC)));
+        let addresses = Addresses { own, modes: *modes, table: addresses.clone() };
+        let addresses = self.has(F_CTRL_RX).then_some(addresses);
+        let vlans = self.has(F_CTRL_VLAN).then(|| vlans.clone());
+        (addresses.is_some() || vlans.is_some()).then_some(Filter { addresses, vlans })
+    }
+
+    /// Whether these features were negotiated, and those that are about the control queue together with it: a
+    /// front-end may have that for itself, and what the driver says there is not known then.
+    fn has(&self, features: u64) -> bool {
+        let acked = self.negotiation.acked();
+        let queue = if features & CONTROLLED == 0 { 0 } else { F_CTRL_VQ };
+        acked & (features | queue) == features | queue
     }
 
     /// What frames the driver takes and gives.
     pub fn offloads(&self) -> Offloads {
-        Offloads::new(self.negotiation.acked(), self.settings.mtu)
+        let acked = self.negotiation.acked();
+        let off = self.orders.offloads.map_or(0, |on| GUEST_OFFLOADS & !on);
+        Offloads::new(acked & !off, self.settings.mtu)
     }
 }
 
 /// Size of the header before each frame, by what was acked (5.1.6.1).
 pub fn header_len(acked: u64) -> usize {
-    if acked & (feature::VERSION_1 | F_MRG_RXBUF) == 0 { HDR_LEN_LEGACY } else { HDR_LEN }
+    match acked {
+        _ if acked & F_HASH_REPORT != 0 => HDR_LEN_HASH,
+        _ if acked & (feature::VERSION_1 | F_MRG_RXBUF) != 0 => HDR_LEN,
+        _ => HDR_LEN_LEGACY,
+    }
 }
 
 /// The features of a device of these settings.
@@ -254,6 +275,7 @@ fn offered(settings: &Settings) -> u64 {
     // Frames are used in the order in which buffers were taken, both ways, so that may be promised.
     features |= feature::RING_PACKED | feature::IN_ORDER;
     features |= F_CSUM | F_GUEST_CSUM | F_MRG_RXBUF | F_STATUS;
+    features |= F_CTRL_VQ | F_CTRL_GUEST_OFFLOADS | F_GUEST_ANNOUNCE;
     if settings.segmentation {
         features |= F_HOST_TSO4 | F_HOST_TSO6 | F_HOST_ECN | F_GUEST_TSO4 | F_GUEST_TSO6 | F_GUEST_ECN;
     }
@@ -267,7 +289,16 @@ fn offered(settings: &Settings) -> u64 {
         features |= F_MTU;
     }
     if settings.max_pairs > 1 {
-        features |= F_MQ | F_CTRL_VQ;
+        features |= F_MQ;
+    }
+    if settings.speed.is_some() {
+        features |= F_SPEED_DUPLEX;
+    }
+    if settings.rss {
+        features |= F_RSS | F_HASH_REPORT;
+    }
+    if settings.filters {
+        features |= F_CTRL_RX | F_CTRL_RX_EXTRA | F_CTRL_VLAN | F_CTRL_MAC_ADDR;
     }
     features
 }

@@ -4,7 +4,16 @@ use ringway_spec::net::{
 
 use super::*;
 
-const SETTINGS: Settings = Settings { mac: None, mtu: None, max_pairs: 8, segmentation: true, iommu: false };
+pub(super) const SETTINGS: Settings = Settings {
+    mac: None,
+    mtu: None,
+    max_pairs: 8,
+    segmentation: true,
+    iommu: false,
+    speed: None,
+    rss: false,
+    filters: false,
+};
 
 fn device(acked: u64) -> NetDevice {
     let mut device = NetDevice::new(Settings { mtu: Some(1500), ..SETTINGS }).unwrap();
@@ -183,6 +192,38 @@ fn segmentation_is_checked() {
     assert!(!ok(all, Header { gso_size: 0.into(), ..gso(GSO_TCPV4) }));
 }
 
+/// [DEV-NET-packet-transmission-10] [DEV-NET-processing-of-incoming-packets-10]
+/// [DEV-NET-processing-of-incoming-packets-18] [DEV-NET-processing-of-incoming-packets-19] Offloads of tunnels are not
+/// offered: no frame that needs one is taken, so that none is given.
+#[test]
+fn tunnels_are_not_accepted() {
+    let all = NetDevice::new(SETTINGS).unwrap().negotiation().offered() & !F_MTU;
+    let offloads = device(all).offloads();
+    for tunnel in [0x20, 0x40, 0x60] {
+        for flags in 0..=u8::MAX {
+            for inner in [GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_TCPV4 | GSO_ECN] {
+                let gso_type = tunnel | inner;
+                let header = Header { flags, gso_type, gso_size: 1448.into(), ..partial(34, 16) };
+                assert_eq!(offloads.check_sent(header, 3000), Err(HeaderError::Malformed), "{header:?}");
+            }
+        }
+    }
+}
+
+/// [DEV-NET-processing-of-incoming-packets-11] [DEV-NET-processing-of-incoming-packets-23]
+/// [DEV-NET-processing-of-incoming-packets-30] [DEV-NET-processing-of-incoming-packets-33] Whatever a sender says, no
+/// receiver is told of tunnels, coalesced segments or security.
+#[test]
+fn flags_that_mean_nothing_are_not_passed_on() {
+    let all = NetDevice::new(SETTINGS).unwrap().negotiation().offered() & !F_MTU;
+    let offloads = device(all).offloads();
+    for flags in 0..=u8::MAX {
+        let sent = offloads.check_sent(Header { flags, ..partial(34, 16) }, 100).unwrap();
+        let got = offloads.receive(sent, 100).unwrap().header;
+        assert_eq!(got.flags, flags & HDR_F_NEEDS_CSUM);
+    }
+}
+
 /// [DEV-NET-processing-of-incoming-packets-05] [DEV-NET-processing-of-incoming-packets-01]
 /// [DEV-NET-processing-of-incoming-packets-16] [DEV-NET-processing-of-incoming-packets-17]
 /// A partial checksum goes on to who can complete it, and is completed for who cannot.
@@ -231,24 +272,111 @@ fn header_lengths() {
     assert_eq!(header_len(0), 10);
     assert_eq!(header_len(F_MRG_RXBUF), 12);
     assert_eq!(header_len(feature::VERSION_1), 12);
+    let all = feature::VERSION_1 | F_MRG_RXBUF | F_HASH_REPORT;
+    assert_eq!(header_len(all), 20);
 }
 
-/// Another device goes on with what the driver negotiated and commanded; one that offers less does not.
+/// [DEV-NET-gratuitous-packet-sending-01] The status asks a driver that can to announce itself, until it acknowledges.
 #[test]
-fn another_device_goes_on() {
-    let mut device = device(F_MQ | F_CTRL_VQ | F_MTU);
-    device.negotiation_mut().write_status(15);
-    assert_eq!(device.control(&[4, 0, 3, 0]), CTRL_OK);
-    device.negotiation_mut().need_reset();
-    let mut other = NetDevice::new(Settings { mtu: Some(1500), ..SETTINGS }).unwrap();
-    for state in [other.state(), device.state()] {
-        other.restore(state).unwrap();
-        assert_eq!(other.state(), state);
+fn announcements_are_acknowledged() {
+    let status = |device: &NetDevice| {
+        let mut bytes = [0; 2];
+        device.read_config(6, &mut bytes);
+        u16::from_le_bytes(bytes)
+    };
+    let acked = F_GUEST_ANNOUNCE | F_STATUS | F_CTRL_VQ;
+    let mut able = device(acked);
+    assert_eq!(status(&able), S_LINK_UP);
+    assert!(able.announce());
+    assert_eq!(status(&able), S_LINK_UP | S_ANNOUNCE);
+    for wrong in [&[3, 1][..], &[3, 0, 0], &[3]] {
+        assert_eq!(able.control(wrong), CTRL_ERR);
     }
-    assert!(other.negotiation().is_live() && other.active_pairs() == 3);
-    let mut lesser = NetDevice::new(Settings { max_pairs: 2, mtu: Some(1500), ..SETTINGS }).unwrap();
-    lesser.restore(device.state()).unwrap();
-    assert_eq!(lesser.active_pairs(), 2);
-    let mut lesser = NetDevice::new(SETTINGS).unwrap();
-    assert_eq!(lesser.restore(device.state()), Err(FeatureError::NotOffered(F_MTU)));
+    assert_eq!(status(&able), S_LINK_UP | S_ANNOUNCE);
+    assert_eq!(able.control(&[3, 0]), CTRL_OK);
+    assert_eq!(status(&able), S_LINK_UP);
+    able.announce();
+    able.reset();
+    able.negotiation_mut().ack(acked).unwrap();
+    assert_eq!(status(&able), S_LINK_UP, "a driver that begins announces itself anyway");
+    // One that cannot, and one whose front-end has the control queue.
+    for acked in [F_STATUS | F_CTRL_VQ, F_GUEST_ANNOUNCE | F_STATUS] {
+        let mut device = device(acked);
+        assert!(!device.announce());
+        assert_eq!(status(&device), S_LINK_UP);
+    }
+}
+
+/// [DEV-NET-cfg-10] [DEV-NET-cfg-11] [DEV-NET-cfg-12] A speed in range, both ways, for good.
+#[test]
+fn the_speed_is_said() {
+    let of = |speed| NetDevice::new(Settings { speed: Some(speed), ..SETTINGS });
+    assert_eq!(of(0x8000_0000).unwrap_err(), SettingsError::Speed(0x8000_0000));
+    for speed in [0, 25_000, 0x7fff_ffff] {
+        let mut device = of(speed).unwrap();
+        assert_ne!(device.negotiation().offered() & F_SPEED_DUPLEX, 0);
+        device.negotiation_mut().ack(F_SPEED_DUPLEX | F_STATUS | F_CTRL_VQ | F_MQ).unwrap();
+        for pairs in 1..=8 {
+            device.control(&[4, 0, pairs, 0]);
+            let mut bytes = [0xee; 5];
+            device.read_config(12, &mut bytes);
+            assert_eq!((&bytes[..4], bytes[4]), (&speed.to_le_bytes()[..], 0));
+        }
+    }
+    assert_eq!(NetDevice::new(SETTINGS).unwrap().negotiation().offered() & F_SPEED_DUPLEX, 0);
+}
+
+/// [DEV-NET-cfg-04] The MTU is what it was at the start, whatever the driver does.
+#[test]
+fn the_mtu_stays() {
+    let mut device = device(F_MTU | F_MQ | F_CTRL_VQ | F_CTRL_GUEST_OFFLOADS);
+    let mtu = |device: &NetDevice| {
+        let mut bytes = [0; 2];
+        device.read_config(10, &mut bytes);
+        u16::from_le_bytes(bytes)
+    };
+    for class in 0..8 {
+        for number in 0..8 {
+            device.control(&[class, number, 1, 0]);
+            assert_eq!(mtu(&device), 1500);
+        }
+    }
+    device.reset();
+    assert_eq!(mtu(&device), 1500);
+}
+
+/// Offloads of the receive side go off and on again, of those negotiated; none without its checksums.
+#[test]
+fn receive_offloads_are_the_drivers() {
+    let acked = F_CTRL_VQ | F_CTRL_GUEST_OFFLOADS | F_GUEST_CSUM | F_GUEST_TSO4 | F_CSUM;
+    let mut device = device(acked);
+    let set = |device: &mut NetDevice, on: u64| device.control(&[&[5, 0][..], &on.to_le_bytes()].concat());
+    for (on, answer) in [
+        (0, CTRL_OK),
+        (F_GUEST_CSUM, CTRL_OK),
+        (F_GUEST_CSUM | F_GUEST_TSO4, CTRL_OK),
+        (F_GUEST_TSO4, CTRL_ERR),
+        (F_GUEST_CSUM | F_GUEST_TSO6, CTRL_ERR),
+        (F_GUEST_CSUM | F_CSUM, CTRL_ERR),
+        (u64::MAX, CTRL_ERR),
+    ] {
+        let before = device.offloads();
+        assert_eq!(set(&mut device, on), answer, "{on:#x}");
+        let expected = if answer == CTRL_OK { acked & !GUEST_OFFLOADS | on } else { before.acked() };
+        assert_eq!(device.offloads().acked(), expected);
+    }
+    set(&mut device, 0);
+    device.reset();
+    device.negotiation_mut().ack(acked).unwrap();
+    assert_eq!(device.offloads().acked(), acked);
+}
+
+/// With receive-side scaling the control queue comes after all pairs too.
+#[test]
+fn scaling_has_all_pairs() {
+    let mut device = NetDevice::new(Settings { rss: true, ..SETTINGS }).unwrap();
+    device.negotiation_mut().ack(F_RSS | F_CTRL_VQ).unwrap();
+    assert_eq!(device.role(16), Some(Role::Control));
+    assert_eq!(device.control(&[4, 0, 3, 0]), CTRL_OK);
+    assert_eq!(device.active_pairs(), 3);
 }

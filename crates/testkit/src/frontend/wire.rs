@@ -91,6 +91,7 @@ pub mod protocol {
 pub mod feature {
     pub const NET_CSUM: u64 = 1 << 0;
     pub const NET_GUEST_CSUM: u64 = 1 << 1;
+    pub const NET_CTRL_GUEST_OFFLOADS: u64 = 1 << 2;
     pub const NET_MTU: u64 = 1 << 3;
     pub const NET_MAC: u64 = 1 << 5;
     pub const NET_GUEST_TSO4: u64 = 1 << 7;
@@ -104,11 +105,18 @@ pub mod feature {
     pub const NET_MRG_RXBUF: u64 = 1 << 15;
     pub const NET_STATUS: u64 = 1 << 16;
     pub const NET_CTRL_VQ: u64 = 1 << 17;
+    pub const NET_CTRL_RX: u64 = 1 << 18;
+    pub const NET_CTRL_VLAN: u64 = 1 << 19;
+    pub const NET_CTRL_RX_EXTRA: u64 = 1 << 20;
     pub const NET_GUEST_ANNOUNCE: u64 = 1 << 21;
     pub const NET_MQ: u64 = 1 << 22;
+    pub const NET_CTRL_MAC_ADDR: u64 = 1 << 23;
     pub const NET_GUEST_USO4: u64 = 1 << 54;
     pub const NET_GUEST_USO6: u64 = 1 << 55;
     pub const NET_HOST_USO: u64 = 1 << 56;
+    pub const NET_HASH_REPORT: u64 = 1 << 57;
+    pub const NET_RSS: u64 = 1 << 60;
+    pub const NET_SPEED_DUPLEX: u64 = 1 << 63;
     /// Of vhost, in a bit that virtio leaves alone: log writes for migration.
     pub const LOG_ALL: u64 = 1 << 26;
     pub const INDIRECT_DESC: u64 = 1 << 28;

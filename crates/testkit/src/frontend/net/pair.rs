@@ -67,7 +67,7 @@ impl QueuePair {
             buffers.collect::<Result<Vec<_>>>()
         });
         let rx_idle = rx_idle.collect::<Result<_>>()?;
-        let slot_len = (VnetHeader::LEN + options.max_frame) as u64 + SLOT_EXTRA;
+        let slot_len = (VnetHeader::HASH_LEN + options.max_frame) as u64 + SLOT_EXTRA;
         let tx_idle = (0..size).map(|_| memory.allocate(slot_len, 64)).collect::<Result<_>>()?;
         Ok(Self {
             rx,
@@ -87,8 +87,11 @@ impl QueuePair {
 
     /// Bytes of the header in front of frames.
     pub fn header_len(&self) -> usize {
-        let long = self.features & (feature::VERSION_1 | feature::NET_MRG_RXBUF) != 0;
-        if long { VnetHeader::LEN } else { VnetHeader::LEGACY_LEN }
+        match self.features {
+            f if f & feature::NET_HASH_REPORT != 0 => VnetHeader::HASH_LEN,
+            f if f & (feature::VERSION_1 | feature::NET_MRG_RXBUF) != 0 => VnetHeader::LEN,
+            _ => VnetHeader::LEGACY_LEN,
+        }
     }
 
     /// Receive buffers that the device has.
@@ -227,8 +230,8 @@ impl QueuePair {
     fn take_frame(&mut self) -> Result<(VnetHeader, Vec<u8>)> {
         let (mut bytes, mut full) = self.take_buffer()?;
         let header_len = self.header_len();
-        let header = VnetHeader::from_bytes(&bytes)
-            .filter(|_| bytes.len() >= header_len)
+        let header = bytes.get(..header_len).and_then(VnetHeader::from_bytes);
+        let header = header
             .with_context(|| format!("a used buffer of {} bytes: no room for a header", bytes.len()))?;
         for number in 1..self.buffers_of(&header)? {
             ensure!(full, "buffer {number} of {} is not the last and not full", header.num_buffers);

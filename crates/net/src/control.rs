@@ -6,7 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringway_device::net::{NetDevice, Role};
+use ringway_device::net::{MAX_COMMAND, NetDevice, Role};
+use ringway_memory::GuestBuf;
 use ringway_queue::{Burst, Missing, QueueError, ResumeState};
 use ringway_spec::net::CTRL_ERR;
 use ringway_vhost::backend::Device;
@@ -20,10 +21,9 @@ use crate::fabric::{Event, Forward};
 use crate::frame::Mac;
 use crate::plane::{Held, Lanes, Plane, lock};
 use crate::port::guest::{Format, RxRing, TxRing, Vring};
+use crate::port::wishes::Receivers;
 use crate::worker::{Token, Worker, watch};
 
-/// The longest control command that is looked at; those the device knows are shorter.
-const MAX_COMMAND: usize = 64;
 /// Commands served before others' turn.
 const COMMANDS: usize = 16;
 /// How often a control queue is looked at whose driver cannot kick.
@@ -207,10 +207,6 @@ impl GuestDevice {
         }
     }
 
-    fn steer(&self, held: &mut Held<'_>) {
-        steer(&self.device, &self.rx, self.port, held);
-    }
-
     /// Has the workers look at all rings again.
     fn heat(&self, held: &mut Held<'_>) {
         for (pair, tx) in (0..).zip(&self.tx) {
@@ -226,50 +222,79 @@ impl GuestDevice {
 
     // Control commands
 
-    /// Carries out the commands that have come. Returns what the queue waits for, if its translation is missing.
+    /// Carries out commands that have come; if there are more, this is to be called again. Returns what the queue
+    /// waits for, if its translation is missing.
     ///
     /// # Errors
     /// [`QueueError`] with the vring's index: the driver broke the queue, which is not looked at any more.
     pub fn serve_control(&mut self) -> Result<Option<Missing>, (u16, QueueError)> {
         let lanes = Arc::clone(&self.lanes);
-        let Some(control) = self.control.as_mut().filter(|control| !control.vring.failed) else {
+        let counters = lanes.counters(self.port);
+        let Some(mut control) = self.control.take_if(|control| !control.vring.failed) else {
             return Ok(None);
         };
-        let Control { index, vring, burst, .. } = control;
-        let counters = lanes.counters(self.port);
-        loop {
-            let count = vring.queue.take(burst, COMMANDS).map_err(|error| {
-                vring.fail(counters);
-                (*index, error)
-            })?;
+        let Control { index, vring, burst, .. } = &mut control;
+        let result = vring.queue.take(burst, COMMANDS).map(|count| {
             if count > 0 {
-                // No frame goes by what was before once the driver has seen the answer.
-                let mut held = lanes.hold();
+                let before = self.device.offloads();
                 while let Some(chain) = burst.next() {
-                    let mut command = [0; MAX_COMMAND];
-                    let len = chain.readable().read(&mut command);
-                    let is_whole = len == chain.readable().len();
-                    let answer = if is_whole { self.device.control(&command[..len]) } else { CTRL_ERR };
+                    let answer = self.obey(chain.readable());
                     let written = chain.writable().write(&[answer]);
                     vring.queue.complete(chain, written as u32);
                 }
-                steer(&self.device, &self.rx, self.port, &mut held);
+                // No frame goes by what was before once the driver has seen the answer.
+                let mut held = lanes.hold();
+                if self.device.offloads() != before {
+                    self.set_offloads(&mut held);
+                }
+                self.steer(&mut held);
                 vring.publish(counters);
             }
-            if !vring.queue.arm() {
-                return Ok(vring.queue.missing());
+            if vring.queue.arm() {
+                self.look_at_control();
             }
+            vring.queue.missing()
+        });
+        let result = result.map_err(|error| {
+            vring.fail(counters);
+            (*index, error)
+        });
+        self.control = Some(control);
+        result
+    }
+
+    /// Carries out a command; the answer.
+    fn obey(&mut self, command: GuestBuf<'_>) -> u8 {
+        if command.len() > MAX_COMMAND {
+            return CTRL_ERR;
+        }
+        let mut bytes = vec![0; command.len()];
+        command.read(&mut bytes);
+        self.device.control(&bytes)
+    }
+
+    /// Tells whoever gives frames to the driver what it takes now.
+    fn set_offloads(&self, held: &mut Held<'_>) {
+        let offloads = self.device.offloads();
+        for rx in self.rx.iter().flatten() {
+            lock(&rx.ring.queue).set_offloads(offloads);
+        }
+        if self.lanes.forward == Forward::Wire {
+            held.workers().for_each(|worker| worker.set_tap_offloads(offloads));
         }
     }
-}
 
-/// Tells the workers anew which receive rings frames may go to.
-fn steer(device: &NetDevice, rx: &[Option<Receiver>], port: usize, held: &mut Held<'_>) {
-    let active = usize::from(device.active_pairs());
-    let open = rx.iter().take(active).flatten().filter(|rx| rx.ring.is_open());
-    let rings: Vec<_> = open.map(|rx| Arc::clone(&rx.ring)).collect();
-    for worker in held.workers() {
-        worker.set_receivers(port, rings.clone());
+    /// Tells the workers anew which receive rings frames may go to, and which frames.
+    fn steer(&self, held: &mut Held<'_>) {
+        let active = usize::from(self.device.active_pairs());
+        let open = |rx: &Option<Receiver>| {
+            let ring = rx.as_ref().map(|rx| &rx.ring).filter(|ring| ring.is_open());
+            ring.cloned()
+        };
+        let receivers = Receivers::new(&self.device, self.rx.iter().take(active).map(open).collect());
+        for worker in held.workers() {
+            worker.set_receivers(self.port, receivers.clone());
+        }
     }
 }
 

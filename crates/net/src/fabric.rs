@@ -4,6 +4,7 @@ use std::io;
 use std::sync::{Arc, MutexGuard};
 
 use arrayvec::ArrayVec;
+use ringway_device::net::Hash;
 use ringway_queue::{Missing, QueueError};
 
 use crate::counters::{Counters, DropReason};
@@ -11,6 +12,7 @@ use crate::frame::Frame;
 use crate::plane::{Bell, lock};
 use crate::port::guest::{RxQueue, RxRing, Undelivered};
 use crate::port::tap::Tap;
+use crate::port::wishes::Receivers;
 use crate::switch::{Now, Switch};
 
 /// What becomes of a frame.
@@ -98,8 +100,7 @@ pub(crate) struct PortSlot {
 
 #[derive(Clone)]
 pub(crate) enum PortKind {
-    /// A guest, and the receive rings that frames may go to now.
-    Guest(Vec<Arc<RxRing>>),
+    Guest(Receivers),
     Tap(Arc<Tap>),
 }
 
@@ -107,7 +108,7 @@ impl PortKind {
     /// Whether a frame may reach it now.
     fn can_receive(&self) -> bool {
         match self {
-            Self::Guest(rings) => !rings.is_empty(),
+            Self::Guest(receivers) => receivers.is_open(),
             Self::Tap(_) => true,
         }
     }
@@ -176,11 +177,10 @@ impl<'w> Delivery<'w> {
         {
             return counters.count_drop(DropReason::Limited);
         }
-        let ring = match &ports[to].kind {
-            PortKind::Guest(rings) => match &rings[..] {
-                [] => return counters.count_drop(DropReason::NotReady),
-                [only] => only,
-                several => &several[frame.flow_hash() as usize % several.len()],
+        let (ring, hash) = match &ports[to].kind {
+            PortKind::Guest(receivers) => match receivers.find(frame) {
+                Ok(found) => found,
+                Err(reason) => return counters.count_drop(reason),
             },
             PortKind::Tap(tap) => {
                 counters.syscalls.add(1);
@@ -194,22 +194,23 @@ impl<'w> Delivery<'w> {
                 return;
             }
         };
-        if let Err(error) = self.send_to_ring(to, ring, frame) {
+        if let Err(error) = self.send_to_ring(to, ring, hash, frame) {
             self.refuse(to, ring, &error);
         }
     }
 
-    /// Writes a frame to a guest.
+    /// Writes a frame to a guest, which is told its hash if it asked for that.
     #[inline]
     pub(crate) fn send_to_ring(
         &mut self,
         port: usize,
         ring: &'w RxRing,
+        hash: Hash,
         frame: &Frame<'_>,
     ) -> Result<(), Undelivered> {
         let at = self.open(port, ring);
         let Self { open, scratch, ports, .. } = self;
-        open[at].queue.deliver(frame, scratch, &ports[port].counters)
+        open[at].queue.deliver(frame, hash, scratch, &ports[port].counters)
     }
 
     /// Counts a frame that a guest's ring did not take, and tells of a ring that failed.

@@ -271,12 +271,24 @@ impl Frame<'_> {
         self
     }
 
+    /// The VLAN of its tag, if it has one.
+    #[inline]
+    pub(crate) fn tag(&self) -> Option<u16> {
+        (self.ethernet.len > ETHERNET_LEN).then_some(self.ethernet.vlan)
+    }
+
     /// Copies it to `to`, which is made as long.
     pub(crate) fn copy_to(&self, to: &mut Vec<u8>) {
         to.clear();
-        to.extend(&self.prefix.to_bytes()[..self.prefix.len()]);
         to.resize(self.len(), 0);
-        self.data.read(&mut to[self.prefix.len()..]);
+        self.read(to);
+    }
+
+    /// Copies what it begins with to `to`, as much as there is room for a prefix at least; how much.
+    pub(crate) fn read(&self, to: &mut [u8]) -> usize {
+        let (prefix, rest) = to.split_at_mut(self.prefix.len());
+        prefix.copy_from_slice(&self.prefix.to_bytes()[..prefix.len()]);
+        prefix.len() + self.data.read(rest)
     }
 
     /// A number that is the same for all frames of a flow: by addresses, protocol and ports of IPv4 and IPv6, by

@@ -1,5 +1,6 @@
 //! The generator: frames from nowhere, for benchmarks and tests.
 
+use ringway_device::net::Hash;
 use ringway_memory::{GuestBuf, GuestSlice};
 
 use crate::fabric::{Delivery, Forward};
@@ -34,7 +35,7 @@ impl Generator {
             let data = GuestBuf::new(&slices);
             let Some(ethernet) = Ethernet::read(data) else { return count };
             let frame = Frame { header: None, ethernet, prefix: Prefix::default(), data };
-            match delivery.send_to_ring(ring.port, ring, &frame) {
+            match delivery.send_to_ring(ring.port, ring, Hash::default(), &frame) {
                 Ok(()) => self.number += 1,
                 // No buffer is no loss: the frame has yet to be sent.
                 Err(Undelivered::Dropped(_)) => return count,

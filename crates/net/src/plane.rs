@@ -29,6 +29,7 @@ use crate::counters::{Counter, Counters};
 use crate::fabric::{Event, Forward, PortKind, PortSlot};
 use crate::handover::{HeldPlane, PlaneState};
 use crate::port::tap::Tap;
+use crate::port::wishes::Receivers;
 use crate::switch::{Mirror, PortPolicy, Switch};
 use crate::worker::{Token, Turn, Wakes, Worker, watch};
 
@@ -444,7 +445,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl PortKind {
     fn open(port: PortSpec, forward: Forward) -> io::Result<Self> {
         Ok(match port {
-            PortSpec::Guest => Self::Guest(Vec::new()),
+            PortSpec::Guest => Self::Guest(Receivers::default()),
             PortSpec::Tap(tap) => {
                 if forward == Forward::Switch {
                     // It has many receivers: a checksum can be completed for who needs it, a frame not be cut.

@@ -32,6 +32,7 @@ use crate::offload::MAX_FRAME;
 use crate::plane::{Bell, Options, WorkerCounters, count_time, lock};
 use crate::port::guest::{RxRing, TxRing};
 use crate::port::tap::TapBuffer;
+use crate::port::wishes::Receivers;
 use crate::switch::{Allowance, Cache, Decision, Now, Retag, Switch};
 use rings::Rings;
 pub(crate) use wakes::{Token, Wakes, watch};
@@ -291,9 +292,9 @@ impl Worker {
         self.burst = Burst::default();
     }
 
-    /// The receive rings by which frames reach a guest's port.
-    pub(crate) fn set_receivers(&mut self, port: usize, rings: Vec<Arc<RxRing>>) {
-        self.fabric.ports[port].kind = PortKind::Guest(rings);
+    /// How frames reach a guest's port.
+    pub(crate) fn set_receivers(&mut self, port: usize, receivers: Receivers) {
+        self.fabric.ports[port].kind = PortKind::Guest(receivers);
     }
 
     /// On a wire a tap gives what its one receiver takes.

@@ -60,6 +60,11 @@ pub(crate) struct Switch {
     ///
     /// The socket: client connects to it instead of listening there, and tries on until it succeeds.
     ///
+    /// What the driver may order: rss lets it choose receive queues by hash and table, and have hashes reported; filters
+    /// lets it say which addresses and VLANs it wants. Both are for front-ends that pass the control queue on, as
+    /// User-Mode Linux and drivers in user space do. QEMU has it for itself, and these would not work. speed=MBITS is what
+    /// the driver is told.
+    ///
     /// VLANs: vlan=N makes an access port, trunk=LIST (such as 10+20-29) allows some VLANs only, native=N is that of
     /// frames without a tag. With none of these, frames cross as they are.
     ///
@@ -91,6 +96,7 @@ pub(crate) struct Switch {
 ///   ringway net --socket-path=/run/ringway/a --uplink=tap:tap0
 #[derive(ClapArgs, Debug)]
 #[command(verbatim_doc_comment, group(ArgGroup::new("socket").args(["socket_path", "fd"])))]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(crate) struct Net {
     /// Listen at this path
     #[arg(long, value_name = "PATH")]
@@ -123,6 +129,22 @@ pub(crate) struct Net {
     /// Offer `ACCESS_PLATFORM`: the guest's IOMMU decides which of its memory the device reaches
     #[arg(long)]
     pub(crate) iommu: bool,
+
+    /// Let the driver choose receive queues by hash and table, and have hashes reported
+    ///
+    /// For front-ends that pass the control queue on; QEMU does not.
+    #[arg(long)]
+    pub(crate) rss: bool,
+
+    /// Let the driver say which addresses and VLANs it wants
+    ///
+    /// For front-ends that pass the control queue on; QEMU does not.
+    #[arg(long)]
+    pub(crate) filters: bool,
+
+    /// Speed that the device tells its driver, in Mbit/s
+    #[arg(long, value_name = "MBITS")]
+    pub(crate) speed: Option<u32>,
 
     /// Let a migrating guest run here before its memory has arrived, and wait for pages that are missing
     #[arg(long)]

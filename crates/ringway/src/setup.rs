@@ -62,9 +62,9 @@ pub(crate) fn switch(args: &args::Switch) -> Result<()> {
             max_pairs: port.queues,
             segmentation: false,
             iommu: port.iommu,
-            speed: None,
-            rss: false,
-            filters: false,
+            speed: port.speed,
+            rss: port.rss,
+            filters: port.filters,
         };
         guests.push(Guest { name: port.name.clone(), place, settings, postcopy: port.postcopy });
     }
@@ -98,9 +98,9 @@ pub(crate) fn net(args: &args::Net) -> Result<()> {
         max_pairs: args.queues,
         segmentation,
         iommu: args.iommu,
-        speed: None,
-        rss: false,
-        filters: false,
+        speed: args.speed,
+        rss: args.rss,
+        filters: args.filters,
     };
     let guest = Guest { name: "net".into(), place, settings, postcopy: args.postcopy };
     let options = options(&args.workers, forward);

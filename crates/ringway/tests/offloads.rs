@@ -3,6 +3,8 @@
 mod common;
 #[path = "offloads/queues.rs"]
 mod queues;
+#[path = "offloads/steering.rs"]
+mod steering;
 
 use std::net::IpAddr;
 use std::path::Path;

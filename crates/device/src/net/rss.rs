@@ -81,6 +81,11 @@ impl Steering {
         self.hasher.is_some()
     }
 
+    /// Whether the device chooses the queue of every frame.
+    pub fn is_automatic(&self) -> bool {
+        self.table.is_none()
+    }
+
     /// The hash of a frame that begins with these bytes; [`HEADERS_LEN`] are enough.
     pub fn hash(&self, frame: &[u8]) -> Hash {
         let hash = |hasher: &Hasher| {

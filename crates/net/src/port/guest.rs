@@ -10,12 +10,13 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use ringway_device::net::{HeaderError, Offloads, header_len};
+use ringway_device::net::{Hash, HeaderError, Offloads, header_len};
 use ringway_memory::{GuestBuf, GuestSlice};
 use ringway_queue::{Burst, Chain, DeviceQueue, Missing, QueueError, ResumeState};
 use ringway_spec::feature;
-use ringway_spec::net::{F_MRG_RXBUF, HDR_LEN, Header};
+use ringway_spec::net::{F_MRG_RXBUF, HDR_LEN, HDR_LEN_HASH, HashReport, Header};
 use ringway_vhost::{Kick, Notifier, Running};
+use zerocopy::IntoBytes;
 use zerocopy::little_endian::U32;
 
 use crate::counters::{Counters, DropReason};
@@ -247,29 +248,33 @@ impl From<HeaderError> for DropReason {
     }
 }
 
-/// The header before a frame as two words, `num_buffers` being the last two bytes. A legacy header lacks these.
+/// The header before a frame as two words, `num_buffers` being the last two bytes, and the hash. A legacy header lacks
+/// these, and most lack the hash.
 #[derive(Clone, Copy)]
 struct HeaderBytes {
     low: u64,
     high: u32,
+    hash: HashReport,
     len: usize,
 }
 
 impl HeaderBytes {
-    /// The header to deliver, or one that says nothing, before a frame spread over `count` buffers.
+    /// The header to deliver, or one that says nothing but the hash, before a frame spread over `count` buffers.
     #[inline]
-    fn new(header: Option<Header>, count: usize, len: usize) -> Self {
+    fn new(header: Option<Header>, hash: Hash, count: usize, len: usize) -> Self {
         let num_buffers = u32::from(count as u16) << 16;
-        let Some(header) = header else { return Self { low: 0, high: num_buffers, len } };
+        let hash = hash.report();
+        let Some(header) = header else { return Self { low: 0, high: num_buffers, hash, len } };
         let [low, mid, high]: [U32; 3] = zerocopy::transmute!(header);
         let low = u64::from(low.get()) | u64::from(mid.get()) << 32;
-        Self { low, high: high.get() & 0xffff | num_buffers, len }
+        Self { low, high: high.get() & 0xffff | num_buffers, hash, len }
     }
 
-    fn to_bytes(self) -> [u8; HDR_LEN] {
-        let mut bytes = [0; HDR_LEN];
+    fn to_bytes(self) -> [u8; HDR_LEN_HASH] {
+        let mut bytes = [0; HDR_LEN_HASH];
         bytes[..8].copy_from_slice(&self.low.to_le_bytes());
-        bytes[8..].copy_from_slice(&self.high.to_le_bytes());
+        bytes[8..HDR_LEN].copy_from_slice(&self.high.to_le_bytes());
+        bytes[HDR_LEN..].copy_from_slice(self.hash.as_bytes());
         bytes
     }
 }
@@ -279,6 +284,11 @@ impl RxQueue {
     #[inline]
     pub(crate) fn is_memory_intact(&self) -> bool {
         self.vring.queue.is_memory_intact()
+    }
+
+    /// The driver wants other offloads.
+    pub(crate) fn set_offloads(&mut self, offloads: Offloads) {
+        self.format.offloads = offloads;
     }
 
     /// The ring is of no more use until the session stops it; whether it was until now.
@@ -324,6 +334,7 @@ impl RxQueue {
     pub(crate) fn deliver(
         &mut self,
         frame: &Frame<'_>,
+        hash: Hash,
         scratch: &mut Vec<u8>,
         counters: &Counters,
     ) -> Result<(), Undelivered> {
@@ -340,7 +351,7 @@ impl RxQueue {
         }
         .map_err(DropReason::from)?;
         let count = self.reserve(header_len + len, can_merge)?;
-        let header = HeaderBytes::new(receive.map(|r| r.header), count, header_len);
+        let header = HeaderBytes::new(receive.map(|r| r.header), hash, count, header_len);
         match receive.and_then(|r| r.checksum) {
             None => self.write(count, header, frame.prefix, frame.data),
             Some(checksum) => {
@@ -420,8 +431,8 @@ impl RxQueue {
         }
     }
 
-    /// As [`RxQueue::write`], for the frames that are not alike: spread over several chains, or with the header
-    /// of a legacy driver.
+    /// As [`RxQueue::write`], for the frames that are not alike: spread over several chains, or with a header of
+    /// another length.
     #[inline(never)]
     fn write_spread(&mut self, count: usize, header: HeaderBytes, prefix: Prefix, data: GuestBuf<'_>) {
         let header_bytes = header.to_bytes();

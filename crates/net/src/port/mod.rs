@@ -2,3 +2,4 @@
 
 pub(crate) mod guest;
 pub(crate) mod tap;
+pub(crate) mod wishes;

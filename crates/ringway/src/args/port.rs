@@ -11,6 +11,7 @@ use super::{DEFAULT_QUEUES, queues};
 
 /// A port of the switch.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "each is an option of the command line")]
 pub(crate) struct PortArg {
     pub(crate) name: String,
     pub(crate) socket: PathBuf,
@@ -20,6 +21,9 @@ pub(crate) struct PortArg {
     pub(crate) client: bool,
     pub(crate) iommu: bool,
     pub(crate) postcopy: bool,
+    pub(crate) rss: bool,
+    pub(crate) filters: bool,
+    pub(crate) speed: Option<u32>,
     pub(crate) policy: PortPolicy,
 }
 
@@ -43,6 +47,9 @@ impl FromStr for PortArg {
             client: false,
             iommu: false,
             postcopy: false,
+            rss: false,
+            filters: false,
+            speed: None,
             policy: PortPolicy::default(),
         };
         let mut policy = PolicyOptions::default();
@@ -54,13 +61,19 @@ impl FromStr for PortArg {
                         Some(value.parse().map_err(|_| format!("mtu={value} is not a number of bytes"))?);
                 }
                 Some(("queues", value)) => port.queues = queues(value)?,
+                Some(("speed", value)) => {
+                    port.speed =
+                        Some(value.parse().map_err(|_| format!("speed={value} is not a number of Mbit/s"))?);
+                }
                 None if part == "client" => port.client = true,
                 None if part == "iommu" => port.iommu = true,
                 None if part == "postcopy" => port.postcopy = true,
+                None if part == "rss" => port.rss = true,
+                None if part == "filters" => port.filters = true,
                 _ if policy.read(part)? => {}
                 _ => {
                     return Err(format!(
-                        "{part:?} is none of mac=ADDRESS, mtu=BYTES, queues=N, client, iommu, postcopy, {}",
+                        "{part:?} is none of mac=ADDRESS, mtu=BYTES, queues=N, speed=MBITS, client, iommu, postcopy, rss, filters, {}",
                         PolicyOptions::NAMES
                     ));
                 }
@@ -107,6 +120,9 @@ mod tests {
         assert!(!port.iommu && !port.postcopy);
         let port: PortArg = "b=s,postcopy,iommu".parse().unwrap();
         assert!(port.iommu && port.postcopy && !port.client);
+        assert!(!port.rss && !port.filters && port.speed.is_none());
+        let port: PortArg = "b=s,rss,filters,speed=25000".parse().unwrap();
+        assert_eq!((port.rss, port.filters, port.speed), (true, true, Some(25_000)));
         for wrong in [
             "",
             "a",
@@ -118,6 +134,7 @@ mod tests {
             "a=s,queues=0",
             "a=s,queues=128",
             "a=s,clint",
+            "a=s,speed=fast",
             "a=s,vlan=0",
             "a=s,pinned",
         ] {

@@ -15,8 +15,10 @@ use crate::{A, D};
 
 const MQ: u64 = feature::NET_MQ;
 const CTRL: u64 = feature::NET_CTRL_VQ;
-const OK: u8 = 0;
-const ERROR: u8 = 1;
+pub(crate) const OK: u8 = 0;
+pub(crate) const ERROR: u8 = 1;
+/// Where the answer is, behind room for the longest command.
+const ANSWER: u64 = 68 << 10;
 /// Class and command: set the number of pairs.
 const PAIRS: [u8; 2] = [4, 0];
 
@@ -32,13 +34,13 @@ fn eight_pairs(features: u64) -> (Server, NetFrontend, NetFrontend) {
 }
 
 /// A control queue.
-struct Control {
+pub(crate) struct Control {
     ring: SplitRing,
     buffer: u64,
 }
 
 impl Control {
-    fn start(guest: &NetFrontend, index: u32) -> Self {
+    pub(crate) fn start(guest: &NetFrontend, index: u32) -> Self {
         let memory = guest.memory();
         let at = memory.allocate(4096, 4096).unwrap();
         let layout = RingLayout::contiguous(64, at, 16);
@@ -58,13 +60,13 @@ impl Control {
         guest.tell(request::SET_VRING_CALL, &(number | NO_FD).to_le_bytes(), &[]).unwrap();
         guest.tell(request::SET_VRING_KICK, &number.to_le_bytes(), &[ring.kick.as_fd()]).unwrap();
         guest.tell(request::SET_VRING_ENABLE, &wire::vring_state(index, 1), &[]).unwrap();
-        Self { ring, buffer: memory.allocate(8192, 64).unwrap() }
+        Self { ring, buffer: memory.allocate(ANSWER + 64, 64).unwrap() }
     }
 
     /// Sends a command in pieces of at most `piece` bytes; the answer, and how many bytes were written.
-    fn command(&mut self, bytes: &[u8], piece: usize, room: u32) -> (u8, u32) {
+    pub(crate) fn command(&mut self, bytes: &[u8], piece: usize, room: u32) -> (u8, u32) {
         let memory = Arc::clone(self.ring.memory());
-        let answer = self.buffer + 4096;
+        let answer = self.buffer + ANSWER;
         memory.write(self.buffer, bytes).unwrap();
         memory.write(answer, &[0xee; 4]).unwrap();
         let starts = (0..bytes.len()).step_by(piece);

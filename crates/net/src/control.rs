@@ -362,11 +362,12 @@ impl Device for GuestDevice {
         self.mtu.is_some_and(|most| mtu <= most.into())
     }
 
-    fn announce(&mut self, address: [u8; 6]) {
+    fn announce(&mut self, address: [u8; 6]) -> bool {
         let worker = self.worker_of(0);
         if let Some(worker) = self.lanes.hold().worker(worker) {
             worker.announce(self.port, Mac::new(address));
         }
+        self.device.announce()
     }
 
     fn save_state(&self) -> Vec<u8> {
@@ -374,7 +375,10 @@ impl Device for GuestDevice {
     }
 
     fn load_state(&mut self, state: &[u8]) -> Result<(), String> {
-        self.device.load(state).map_err(|e| e.to_string())
+        self.device.load(state).map_err(|e| e.to_string())?;
+        // Its network does not know yet that it is here.
+        self.device.announce();
+        Ok(())
     }
 
     fn has_vring(&self, index: u16) -> bool {

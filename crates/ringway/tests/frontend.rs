@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use ringway_memory::{Gpa, SharedBuf};
 use ringway_queue::Segment;
 use ringway_spec::feature::{ACCESS_PLATFORM, IN_ORDER, RING_EVENT_IDX, RING_PACKED, VERSION_1};
-use ringway_spec::net::{F_CTRL_VQ, F_MAC, F_MQ};
+use ringway_spec::net::{F_CTRL_VQ, F_GUEST_ANNOUNCE, F_MAC, F_MQ, F_STATUS, S_ANNOUNCE, S_LINK_UP};
 use ringway_testkit::driver::NetDriver;
 use ringway_testkit::server::Server;
 use ringway_vhost::frontend::{
@@ -173,7 +173,7 @@ const FLOWS: u16 = 32;
 
 impl TwoPairs {
     fn negotiate(server: &Server) -> Frontend {
-        let features = VERSION_1 | F_MQ | F_CTRL_VQ;
+        let features = VERSION_1 | F_MQ | F_CTRL_VQ | F_STATUS | F_GUEST_ANNOUNCE;
         let frontend = Frontend::negotiate(connect(server, "a"), features, PROTOCOL_FEATURES).unwrap();
         assert_eq!(frontend.features(), features);
         frontend
@@ -273,7 +273,8 @@ fn datagram(port: u16) -> Vec<u8> {
 }
 
 /// [VU-BE-migrating-back-end-state-01] [VU-BE-migrating-back-end-state-02] A driver goes to another server, rings and memory
-/// and all. With the device's state its frames are spread over the pairs that it asked for before; without, they are not.
+/// and all. With the device's state its frames are spread over the pairs that it asked for before; without, they are not. It
+/// is asked to announce itself where its state has come to.
 #[test]
 fn the_state_of_a_device_moves_along() {
     for moves_state in [true, false] {
@@ -286,7 +287,9 @@ fn the_state_of_a_device_moves_along() {
         assert!(first > 0 && second > 0, "{first} and {second}");
         let state = a.stop();
         a.go_on(&servers[1], moves_state.then_some(&state[..]));
-        let wanted = if moves_state { [first, second] } else { [32, 0] };
+        let (wanted, status) =
+            if moves_state { ([first, second], S_LINK_UP | S_ANNOUNCE) } else { ([32, 0], S_LINK_UP) };
+        assert_eq!(a.frontend.config(6, 2).unwrap(), status.to_le_bytes());
         assert_eq!(a.spread(&mut others[1]), wanted);
     }
 }

@@ -207,7 +207,21 @@ fn soak_a_guest_moves_to_and_fro() {
 /// A guest that says nothing and cannot announce itself is found after its move: the new server tells the network.
 #[test]
 fn a_silent_guest_is_found_after_its_move() {
-    let world = World::new("guest_announce=off", false);
+    let [before, after] = moves_silently("guest_announce=off");
+    assert_eq!(after, before, "the guest itself has said nothing");
+}
+
+/// One that can announce itself does.
+#[test]
+fn a_guest_announces_itself_after_its_move() {
+    let [before, after] = moves_silently("guest_announce=on");
+    assert!(after > before, "{after} frames after {before}");
+}
+
+/// Moves a guest that says nothing of its own accord, until its network has found it. How many frames it had sent before,
+/// and then.
+fn moves_silently(property: &'static str) -> [u64; 2] {
+    let world = World::new(property, false);
     let lan = &world.lan;
     let mut from = world.boot();
     // Or each would ask for the other's address sooner or later, and be found by that.
@@ -226,9 +240,10 @@ fn a_silent_guest_is_found_after_its_move() {
         std::thread::sleep(Duration::from_millis(10));
     }
     println!("found after {:?}", start.elapsed());
-    assert_eq!(sent_frames(&mut to.guest), sent, "the guest itself has said nothing");
+    let sent = [sent, sent_frames(&mut to.guest)];
     lan.reaches_guest();
     world.expect_no_warning();
+    sent
 }
 
 fn sent_frames(guest: &mut Guest) -> u64 {

@@ -335,7 +335,9 @@ impl<D: Device> Session<D> {
             Request::SendRarp(address) => {
                 self.require(pf::RARP)?;
                 let [address @ .., _, _] = address.to_le_bytes();
-                self.device.announce(address);
+                if self.device.announce(address) {
+                    self.config_changed();
+                }
             }
             Request::NetSetMtu(mtu) => {
                 self.require(pf::MTU)?;
@@ -497,7 +499,11 @@ impl<D: Device> Session<D> {
                 return Answer::Later;
             }
             Ok(Ok(Some(_))) if self.is_any_running() => Err(RequestError::OutOfTurn("a vring is running")),
-            Ok(Ok(Some(state))) => self.device.load_state(&state).map_err(RequestError::DeviceState),
+            Ok(Ok(Some(state))) => {
+                let result = self.device.load_state(&state);
+                self.is_config_new |= result.is_ok();
+                result.map_err(RequestError::DeviceState)
+            }
             Ok(other) => other.map(|_| ()),
         };
         if let Err(error) = &result {

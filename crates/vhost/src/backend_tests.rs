@@ -103,6 +103,8 @@ struct Fake {
     more: u64,
     /// Its inner state. It takes no other over that does not begin with the same byte.
     state: Vec<u8>,
+    /// Its drivers announce themselves when the configuration asks them to.
+    asks_drivers: bool,
     told: Vec<Told>,
     status: u8,
     running: [Option<Running>; QUEUES as usize],
@@ -206,8 +208,9 @@ impl Device for Fake {
         self.told.push(Told::Kick(index));
     }
 
-    fn announce(&mut self, address: [u8; 6]) {
+    fn announce(&mut self, address: [u8; 6]) -> bool {
         self.told.push(Told::Announce(address));
+        self.asks_drivers
     }
 
     fn save_state(&self) -> Vec<u8> {

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringway_testkit::frontend::frame::{self, Checksum, Flow};
-use ringway_testkit::frontend::wire::{self, NO_FD, VringAddress, feature, request};
+use ringway_testkit::frontend::wire::{self, NO_FD, VringAddress, feature, protocol, request};
 use ringway_testkit::frontend::{Buffer, NetFrontend, Options, RingLayout, SplitRing};
 use ringway_testkit::server::Server;
 
-use crate::common::{FEATURES, Mark, QUIET, SOON, expect_number, numbered, options, switch, up};
+use crate::common::{FEATURES, Mark, PROTOCOL, QUIET, SOON, expect_number, numbered, options, switch, up};
 use crate::{A, D};
 
 const MQ: u64 = feature::NET_MQ;
@@ -173,6 +173,35 @@ fn control_commands() {
         assert_eq!(control.command(command, 4096, 0), (0xee, 0), "no room");
     }
     assert_eq!(server.counters().unwrap().get("a", "failed rings"), 0);
+}
+
+/// [DEV-NET-gratuitous-packet-sending-01] A guest that has arrived is announced, and asked to announce itself if it can,
+/// until it says that it has seen that.
+#[test]
+fn a_guest_is_asked_to_announce_itself() {
+    let announce = feature::NET_GUEST_ANNOUNCE | feature::NET_STATUS;
+    for (features, asked) in [(CTRL | announce, 2), (CTRL | feature::NET_STATUS, 0), (announce, 0)] {
+        let server = switch(&["a", "d"]);
+        let more = Options { protocol_features: PROTOCOL | protocol::RARP, ..options() };
+        let a = up(&server, "a", FEATURES | features, more);
+        let mut d = up(&server, "d", FEATURES, options());
+        let status = || {
+            let head = [6u32, 2, 0].map(u32::to_le_bytes).concat();
+            let question = [&head[..], &[0; 2]].concat();
+            a.connection().request_reply(request::GET_CONFIG, &question).unwrap()[12..].to_vec()
+        };
+        assert_eq!(status(), [1, 0]);
+        a.tell(request::SEND_RARP, &[2, 0, 0, 0, 0, 0xa, 0, 0], &[]).unwrap();
+        let (_, rarp) = d.recv_frame(SOON).unwrap().unwrap();
+        assert_eq!((&rarp[6..12], &rarp[12..14]), (&A[..], &[0x80, 0x35][..]));
+        assert_eq!(status(), [1 | asked, 0]);
+        if features & CTRL != 0 {
+            let mut control = Control::start(&a, 2);
+            let answer = if asked == 0 { ERROR } else { OK };
+            assert_eq!(control.command(&[3, 0], 2, 1), (answer, 1));
+            assert_eq!(status(), [1, 0]);
+        }
+    }
 }
 
 /// A control queue that is broken stops alone.

@@ -59,15 +59,19 @@ pub trait Device {
         false
     }
 
-    /// The guest has arrived from elsewhere, and its network is to learn so: its hardware address.
-    fn announce(&mut self, _address: [u8; 6]) {}
+    /// The guest has arrived from elsewhere, and its network is to learn so: its hardware address. True if the
+    /// configuration has changed with it, which then asks the driver to say so itself.
+    fn announce(&mut self, _address: [u8; 6]) -> bool {
+        false
+    }
 
     /// The device's inner state, to be taken to another back-end; all vrings are stopped.
     fn save_state(&self) -> Vec<u8> {
         Vec::new()
     }
 
-    /// Takes over what another back-end saved. The message of an error is for people.
+    /// Takes over what another back-end saved; the configuration may have changed then. The message of an error is for
+    /// people.
     fn load_state(&mut self, _state: &[u8]) -> Result<(), String> {
         Ok(())
     }

@@ -8,6 +8,7 @@ use super::*;
 use crate::message::{ChannelRequest, VringArea};
 use crate::socket::Socket;
 
+const SEND_RARP: u32 = 19;
 const VRING_KICK: u32 = 35;
 const CONFIG_CHANGE: u32 = 2;
 const VRING_CALL: u32 = 4;
@@ -115,6 +116,20 @@ fn a_suspended_device_says_nothing() {
     assert_eq!(heard(&ours), [config_change()]);
     front.set_mem_table(&guest);
     assert_eq!(heard(&ours), [], "once");
+}
+
+/// A guest that has arrived and announces itself when the configuration asks it to is told to look there.
+#[test]
+fn an_announcement_is_asked_for() {
+    let guest = Guest::new();
+    for asks_drivers in [true, false] {
+        let mut front = FrontEnd::of(Fake { more: pf::RARP, asks_drivers, ..Fake::default() });
+        front.send_u64(SET_PROTOCOL_FEATURES, TOLD | pf::RARP);
+        let ours = front.channel();
+        front.start_ring(&guest, ACKED);
+        front.send(SEND_RARP, &words64(&[0x0605_0403_0201]));
+        assert_eq!(heard(&ours), if asks_drivers { vec![config_change()] } else { vec![] });
+    }
 }
 
 /// [VU-BE-backend-vring-call-01] [VU-BE-backend-vring-call-02] [VU-BE-backend-vring-err-01]

@@ -98,6 +98,57 @@ fn two_guests_exchange_traffic_and_reboot() {
     assert!(server.terminate().unwrap().0.success());
 }
 
+/// A driver whose control queue is served here says which frames it wants and which address it has, and takes the header
+/// with a hash.
+#[test]
+fn a_guest_says_what_it_wants() {
+    const STRANGER: &str = "02:00:00:00:00:99";
+    let server = switch(&["a,mac=02:00:00:00:00:0a,rss,filters,speed=25000", "b,mac=02:00:00:00:00:0b"]);
+    let (mut a, mut b) = (uml(&server, "a", "10.0.0.1"), uml(&server, "b", "10.0.0.2"));
+    let wanted = feature::NET_RSS
+        | feature::NET_HASH_REPORT
+        | feature::NET_CTRL_RX
+        | feature::NET_CTRL_VLAN
+        | feature::NET_CTRL_MAC_ADDR
+        | feature::NET_CTRL_GUEST_OFFLOADS
+        | feature::NET_GUEST_ANNOUNCE
+        | feature::NET_SPEED_DUPLEX;
+    assert_eq!(a.features().unwrap() & wanted, wanted);
+    assert_eq!(a.run("cat /sys/class/net/eth0/speed", SHORT).unwrap().trim(), "25000");
+    reaches(&mut a, "10.0.0.2");
+    moves(&mut a, &mut b, "10.0.0.2");
+    moves(&mut b, &mut a, "10.0.0.1");
+
+    // To an address that nobody has, so they go everywhere.
+    b.run(&format!("arp -s 10.0.0.9 {STRANGER}"), SHORT).unwrap();
+    let mut strangers = |a: &mut Guest| {
+        let before = server.counters().unwrap().get("a", "filtered");
+        assert_eq!(b.ping("10.0.0.9", 3).unwrap().received, 0);
+        let received = a.run("cat /sys/class/net/eth0/statistics/rx_packets", SHORT).unwrap();
+        (server.counters().unwrap().get("a", "filtered") - before, received.trim().parse::<u64>().unwrap())
+    };
+    let (filtered, _) = strangers(&mut a);
+    assert!(filtered >= 3, "{filtered}");
+    let (_, before) = strangers(&mut a);
+    a.run("ip link set eth0 promisc on", SHORT).unwrap();
+    let (filtered, received) = strangers(&mut a);
+    assert!(filtered == 0 && received >= before + 3, "{filtered}, {received} after {before}");
+    a.run("ip link set eth0 promisc off", SHORT).unwrap();
+    assert!(strangers(&mut a).0 >= 3);
+
+    a.run(
+        &format!("ip link set eth0 down && ip link set eth0 address {STRANGER} && ip link set eth0 up"),
+        SHORT,
+    )
+    .unwrap();
+    let (filtered, received) = strangers(&mut a);
+    assert!(filtered == 0 && received >= before + 6, "{filtered}, {received} after {before}");
+    b.run("arp -d 10.0.0.1", SHORT).unwrap();
+    reaches(&mut b, "10.0.0.1");
+    let output = server.output();
+    assert!(!output.contains("WARN") && !output.contains("ERROR"), "{output}");
+}
+
 /// A card with packed rings of this size, and more properties.
 fn packed(server: &Server, port: &str, size: u16, properties: &str) -> Nic {
     let sizes = format!("rx_queue_size={size},tx_queue_size={size}");

@@ -390,3 +390,36 @@ fn tables_of_addresses_are_bounded() {
     assert_eq!(control.command(&table(10_920), 65_536, 1).0, OK);
     assert_eq!(control.command(&table(10_921), 65_536, 1).0, ERROR);
 }
+
+/// [DEV-NET-processing-of-incoming-packets-07] [DEV-NET-processing-of-incoming-packets-09] However a frame of UDP is to be
+/// cut, no driver is asked to do it that did not say that it can.
+#[test]
+fn udp_to_be_cut_is_for_who_takes_it() {
+    let server = switch(&["a", "b", "d"]);
+    let sends = feature::NET_CSUM | feature::NET_HOST_UFO | feature::NET_HOST_USO;
+    let takes = feature::NET_GUEST_CSUM | feature::NET_GUEST_TSO4 | feature::NET_GUEST_TSO6;
+    let long = Options { rx_chain: vec![4096], max_frame: 4096, ..options() };
+    let mut a = up(&server, "a", FEATURES | sends, long.clone());
+    let mut others = [("b", takes), ("d", 0)].map(|(port, f)| up(&server, port, FEATURES | f, long.clone()));
+    for is_v6 in [false, true] {
+        let bytes = crate::segment(false, is_v6, &crate::payload(3000), Checksum::Partial);
+        let hdr_len = bytes.len() as u16 - 3000;
+        for gso_type in [VnetHeader::GSO_UDP, VnetHeader::GSO_UDP_L4] {
+            let header =
+                VnetHeader { gso_type, gso_size: 1000, hdr_len, ..frame::partial_header(&bytes).unwrap() };
+            a.send_frame_with_header(&header, &bytes, &Arrangement::whole()).unwrap();
+            a.pair(0).wait_sent(SOON).unwrap();
+        }
+        // Behind them, so that nothing is on its way any more.
+        a.send_frame(&numbered(BROADCAST, A, 1)).unwrap();
+        for other in &mut others {
+            loop {
+                let (header, bytes) = other.recv_frame(SOON).unwrap().expect("the frame behind");
+                assert_eq!(header.gso_type, VnetHeader::GSO_NONE);
+                if number_of(&bytes, A).is_some() {
+                    break;
+                }
+            }
+        }
+    }
+}

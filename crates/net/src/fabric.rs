@@ -7,6 +7,7 @@ use arrayvec::ArrayVec;
 use ringway_device::net::Hash;
 use ringway_queue::{Missing, QueueError};
 
+use crate::capture::{Direction, Probes};
 use crate::counters::{Counters, DropReason};
 use crate::frame::Frame;
 use crate::plane::{Bell, lock};
@@ -128,6 +129,8 @@ pub(crate) struct Delivery<'w> {
     bell: &'w Bell,
     /// What limits the rates at which ports get frames, if any does.
     limits: Option<(&'w Switch, Now)>,
+    /// `None` if nothing is captured.
+    probes: Option<&'w mut Probes>,
     open: ArrayVec<OpenRing<'w>, OPEN_RINGS>,
 }
 
@@ -144,8 +147,22 @@ impl<'w> Delivery<'w> {
         scratch: &'w mut Vec<u8>,
         bell: &'w Bell,
         limits: Option<(&'w Switch, Now)>,
+        probes: &'w mut Probes,
     ) -> Self {
-        Self { ports, scratch, bell, limits, open: ArrayVec::new() }
+        let probes = (!probes.is_empty()).then(|| {
+            probes.tell_time();
+            probes
+        });
+        Self { ports, scratch, bell, limits, probes, open: ArrayVec::new() }
+    }
+
+    /// Captures a frame from or to a port, if that is asked for.
+    #[inline]
+    pub(crate) fn capture(&mut self, port: usize, direction: Direction, frame: &Frame<'_>) {
+        if let Some(probes) = &mut self.probes {
+            let prefix = &frame.prefix.to_bytes()[..frame.prefix.len()];
+            probes.record(port, direction, frame.header.as_ref(), prefix, frame.data);
+        }
     }
 
     /// What this worker counts of a port.
@@ -188,6 +205,7 @@ impl<'w> Delivery<'w> {
                     Ok(()) => {
                         counters.to_frames.add(1);
                         counters.to_bytes.add(frame.len() as u64);
+                        self.capture(to, Direction::To, frame);
                     }
                     Err(reason) => counters.count_drop(reason),
                 }
@@ -210,7 +228,9 @@ impl<'w> Delivery<'w> {
     ) -> Result<(), Undelivered> {
         let at = self.open(port, ring);
         let Self { open, scratch, ports, .. } = self;
-        open[at].queue.deliver(frame, hash, scratch, &ports[port].counters)
+        open[at].queue.deliver(frame, hash, scratch, &ports[port].counters)?;
+        self.capture(port, Direction::To, frame);
+        Ok(())
     }
 
     /// Counts a frame that a guest's ring did not take, and tells of a ring that failed.

@@ -15,6 +15,7 @@
 //! Not here: the protocol (`vhost`), what a driver may negotiate (`device`), block devices.
 #![deny(unsafe_code)]
 
+pub mod capture;
 pub mod control;
 pub mod counters;
 mod fabric;

@@ -25,6 +25,7 @@ use ringway_spec::net::F_GUEST_CSUM;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
+use crate::capture::{Capture, Interface, Summary, Target};
 use crate::counters::{Counter, Counters};
 use crate::fabric::{Event, Forward, PortKind, PortSlot};
 use crate::handover::{HeldPlane, PlaneState};
@@ -162,6 +163,29 @@ impl Plane {
     pub fn resume(&self) {
         self.lanes.gate.open();
         self.lanes.wake();
+    }
+
+    /// Starts a capture of these ports. `on_end` is told in another thread when it has ended.
+    ///
+    /// # Errors
+    /// The kernel's, if there is no thread.
+    pub fn start_capture(
+        &self,
+        target: Target,
+        interfaces: &[Interface],
+        on_end: impl FnOnce(&Summary) + Send + 'static,
+    ) -> io::Result<Capture> {
+        let (capture, probes) = Capture::start(target, interfaces, self.lanes.count(), on_end)?;
+        let mut held = self.lanes.hold();
+        for (worker, probe) in held.workers().zip(probes) {
+            worker.probes().add(probe);
+        }
+        Ok(capture)
+    }
+
+    /// Takes away the probes of captures that are to end.
+    pub fn end_captures(&self) {
+        self.lanes.hold().workers().for_each(|worker| worker.probes().sweep());
     }
 
     /// The way in for the devices of its ports.

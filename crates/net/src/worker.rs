@@ -24,6 +24,7 @@ use ringway_memory::{GuestBuf, GuestSlice};
 use ringway_queue::{Burst, QueueError};
 use rustix::event::Timespec;
 
+use crate::capture::{Direction, Probes};
 use crate::counters::DropReason;
 use crate::fabric::{Delivery, Event, Forward, PortKind, PortSlot};
 use crate::frame::{Ethernet, Frame, Mac, Prefix, rarp};
@@ -98,13 +99,15 @@ struct Fabric {
     /// The time of the last look at the clock.
     now: Now,
     bell: Bell,
+    probes: Probes,
 }
 
 impl Fabric {
     fn delivery(&mut self) -> (Delivery<'_>, Rule<'_>) {
-        let Self { ports, forward, switch, cache, scratch, now, bell } = self;
+        let Self { ports, forward, switch, cache, scratch, now, bell, probes } = self;
         let limits = switch.is_metered().then_some((&**switch, *now));
-        (Delivery::new(ports, scratch, bell, limits), Rule { forward: *forward, switch, cache, now: *now })
+        let rule = Rule { forward: *forward, switch, cache, now: *now };
+        (Delivery::new(ports, scratch, bell, limits, probes), rule)
     }
 
     /// How many frames may be taken from a port now.
@@ -137,6 +140,7 @@ impl Rule<'_> {
     /// Sends a frame where it belongs.
     #[inline]
     fn send(&mut self, from: usize, mut frame: Frame<'_>, delivery: &mut Delivery<'_>) {
+        delivery.capture(from, Direction::From, &frame);
         match self.forward {
             Forward::Switch => self.switch(from, &frame, delivery),
             Forward::Wire => delivery.send(1 - from, &frame),
@@ -221,6 +225,7 @@ impl Worker {
                 scratch,
                 now: Now::default(),
                 bell,
+                probes: Probes::default(),
             },
             rings: Rings::default(),
             cared: Vec::new(),
@@ -321,6 +326,11 @@ impl Worker {
             rule.send(port, Frame { header: None, ethernet, prefix: Prefix::default(), data }, &mut delivery);
             delivery.finish();
         }
+    }
+
+    /// What it captures with.
+    pub(crate) fn probes(&mut self) -> &mut Probes {
+        &mut self.fabric.probes
     }
 
     /// Seconds since the start.
@@ -467,6 +477,9 @@ impl Worker {
             if self.taps[place].1 {
                 work += self.poll_tap(place);
             }
+        }
+        if !self.fabric.probes.is_empty() {
+            self.fabric.probes.flush(work == 0);
         }
         work
     }

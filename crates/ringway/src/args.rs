@@ -35,6 +35,7 @@ pub(crate) enum Command {
     Switch(Switch),
     Net(Net),
     Upgrade(Upgrade),
+    Capture(Capture),
     Check(Check),
 }
 
@@ -87,6 +88,9 @@ pub(crate) struct Switch {
 
     #[command(flatten)]
     pub(crate) workers: Workers,
+
+    #[command(flatten)]
+    pub(crate) captures: Captures,
 }
 
 /// One network device, by the conventions of QEMU's back-end programs
@@ -157,6 +161,9 @@ pub(crate) struct Net {
 
     #[command(flatten)]
     pub(crate) workers: Workers,
+
+    #[command(flatten)]
+    pub(crate) captures: Captures,
 }
 
 /// Replaces a running server by the program that now lies where it was started from
@@ -169,6 +176,32 @@ pub(crate) struct Upgrade {
     /// The process of the running server
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
     pub(crate) pid: i32,
+}
+
+/// Copies the frames of a running server's ports to a pcapng file
+///
+/// The server captures until this command is interrupted, or until it ends itself. What the file does not take in time
+/// is dropped and counted. To watch frames as they pass:
+///
+///   ringway capture --pid PID --port a --write - | wireshark -k -i -
+#[derive(ClapArgs, Debug)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Capture {
+    /// The process of the running server
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(i32).range(1..))]
+    pub(crate) pid: i32,
+
+    /// A port, by its name; there may be several
+    #[arg(long = "port", value_name = "NAME", required = true)]
+    pub(crate) ports: Vec<String>,
+
+    /// The file, a FIFO, or - for standard output
+    #[arg(long, value_name = "FILE")]
+    pub(crate) write: PathBuf,
+
+    /// The most bytes kept of a frame
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_SNAPLEN, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) snaplen: u32,
 }
 
 /// Tells how a vhost-user back-end, any, keeps to the protocol
@@ -232,9 +265,46 @@ pub(crate) struct Workers {
     pub(crate) busy_poll: u64,
 }
 
+/// What is captured from the start.
+#[derive(ClapArgs, Debug)]
+pub(crate) struct Captures {
+    /// Copy the frames of a port to a pcapng file, which may be a FIFO; more ports may go to the same one
+    #[arg(long = "capture", value_name = "NAME=FILE[,snaplen=BYTES]")]
+    pub(crate) captures: Vec<CaptureArg>,
+}
+
+/// A port to be captured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CaptureArg {
+    pub(crate) port: String,
+    pub(crate) file: PathBuf,
+    pub(crate) snaplen: u32,
+}
+
+impl FromStr for CaptureArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (port, rest) = text.split_once('=').ok_or("it begins with NAME=FILE")?;
+        let (file, snaplen) = match rest.rsplit_once(",snaplen=") {
+            None => (rest, DEFAULT_SNAPLEN),
+            Some((file, bytes)) => match bytes.parse() {
+                Ok(snaplen @ 1..) => (file, snaplen),
+                _ => return Err(format!("snaplen={bytes} is not a number of bytes")),
+            },
+        };
+        if port.is_empty() || file.is_empty() {
+            return Err("it begins with NAME=FILE".into());
+        }
+        Ok(Self { port: port.to_owned(), file: file.into(), snaplen })
+    }
+}
+
 /// See [`Net::print_capabilities`].
 pub(crate) const PRINT_CAPABILITIES: &str = "--print-capabilities";
 
+/// The most bytes kept of a captured frame, if nothing else is said: all of any, as other programs have it.
+const DEFAULT_SNAPLEN: u32 = 262_144;
 /// The most queue pairs of a device, if nothing else is said.
 const DEFAULT_QUEUES: u16 = 8;
 /// The most that may be said: a vring is named by 8 bits, and one is the control queue.
@@ -324,6 +394,18 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn captures_are_read() {
+        let capture: CaptureArg = "tap:tap0=/tmp/a=b,c".parse().unwrap();
+        assert_eq!((capture.port.as_str(), capture.file.to_str()), ("tap:tap0", Some("/tmp/a=b,c")));
+        assert_eq!(capture.snaplen, DEFAULT_SNAPLEN);
+        let capture: CaptureArg = "a=f,snaplen=96".parse().unwrap();
+        assert_eq!((capture.file.to_str(), capture.snaplen), (Some("f"), 96));
+        for wrong in ["", "a", "=f", "a=", "a=f,snaplen=", "a=f,snaplen=0", "a=,snaplen=1", "a=f,snaplen=x"] {
+            assert!(wrong.parse::<CaptureArg>().is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! `ringway`: a vhost-user server that gives virtual machines their network.
 //!
 //! The program is thin: [`args`] is the command line, [`setup`] turns it into ports and workers, [`serve`] is
-//! the control thread's loop, [`upgrade`] hands all of it to a newer program, [`check`] examines other back-ends. What
+//! the control thread's loop, [`upgrade`] hands all of it to a newer program, [`capture`] has it copy frames to files,
+//! [`check`] examines other back-ends. What
 //! moves frames is the `net` crate; what speaks to front-ends is `vhost`.
 
 mod args;
+mod capture;
 mod check;
 mod inherit;
 mod notify;
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         args::Command::Check(args) => return check::check(&args),
         args::Command::Switch(args) => setup::switch(&args),
         args::Command::Net(args) => setup::net(&args),
+        args::Command::Capture(args) => capture::command::run(&args),
         args::Command::Upgrade(args) => upgrade::command::run(args.pid),
     };
     match result {

@@ -19,6 +19,7 @@ use rustix::io::Errno;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use tracing::{error, warn};
 
+use crate::capture::Captures;
 use crate::upgrade::{self, Program, Successor};
 
 /// The longest wait at a time.
@@ -39,7 +40,7 @@ impl Signals {
 }
 
 /// A stream that becomes readable when one of these signals comes.
-fn pipe(signals: &[i32]) -> std::io::Result<UnixStream> {
+pub(crate) fn pipe(signals: &[i32]) -> std::io::Result<UnixStream> {
     let (read, write) = UnixStream::pair()?;
     read.set_nonblocking(true)?;
     for &signal in signals {
@@ -54,6 +55,8 @@ pub(crate) struct Server {
     pub(crate) plane: Plane,
     /// The ports', in the plane's order; the endpoints' come first.
     pub(crate) names: Vec<String>,
+    /// Last: they end when the workers have.
+    pub(crate) captures: Captures,
 }
 
 /// Serves until a signal ends it, until no front-end can come any more, or until another process has taken over.
@@ -83,10 +86,10 @@ pub(crate) fn serve(mut server: Server, signals: &Signals, program: &Program) ->
     }
     // A program that was about to take over ends first.
     drop(successor);
-    let Server { endpoints, plane, names } = server;
+    let Server { endpoints, plane, names, captures } = server;
     // Front-ends are let go before the counters are read: nothing moves any more.
     drop(endpoints);
-    Server { endpoints: Vec::new(), plane, names }.print_counters();
+    Server { endpoints: Vec::new(), plane, names, captures }.print_counters();
     Ok(())
 }
 
@@ -96,6 +99,7 @@ impl Server {
         for endpoint in &mut self.endpoints {
             endpoint.turn();
         }
+        self.captures.turn(&self.plane, &self.names);
         for event in self.plane.events() {
             obey(event, &mut self.endpoints, &self.names);
         }
@@ -109,12 +113,17 @@ impl Server {
 
 /// Waits until something is ready, or an endpoint wants its turn.
 fn wait(server: &Server, signals: &Signals, successor: Option<&Successor>) -> rustix::io::Result<()> {
-    let Server { endpoints, plane, .. } = server;
+    let Server { endpoints, plane, captures, .. } = server;
     let own = [signals.end.as_fd(), signals.print.as_fd(), signals.upgrade.as_fd(), plane.event_fd()];
     let mut fds: Vec<_> = endpoints
         .iter()
         .flat_map(Endpoint::interests)
-        .chain(own.into_iter().chain(successor.map(AsFd::as_fd)).map(|fd| (fd, PollFlags::IN)))
+        .chain(
+            own.into_iter()
+                .chain(captures.interests())
+                .chain(successor.map(AsFd::as_fd))
+                .map(|fd| (fd, PollFlags::IN)),
+        )
         .map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags))
         .collect();
     let next_try = endpoints.iter().filter_map(Endpoint::next_try);

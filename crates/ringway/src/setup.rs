@@ -13,6 +13,7 @@ use ringway_net::switch::Mirror;
 use ringway_net::{Forward, Mac, Tap};
 use ringway_vhost::endpoint::{Endpoint, Source};
 
+use crate::capture::Captures;
 use crate::serve::{Server, Signals};
 use crate::upgrade::{Predecessor, Program};
 use crate::{args, inherit, notify, serve};
@@ -42,6 +43,7 @@ pub(crate) struct Plan {
     guests: Vec<Guest>,
     tap: Option<String>,
     options: Options,
+    captures: Vec<args::CaptureArg>,
 }
 
 /// `ringway switch`.
@@ -72,7 +74,7 @@ pub(crate) fn switch(args: &args::Switch) -> Result<()> {
     options.policies = args.ports.iter().map(|port| port.policy.clone()).collect();
     options.mirrors = mirrors(args)?;
     check_pins(&args.ports)?;
-    Plan { guests, tap: args.uplink.clone(), options }.run(&signals)
+    Plan { guests, tap: args.uplink.clone(), options, captures: args.captures.captures.clone() }.run(&signals)
 }
 
 /// `ringway net`.
@@ -104,7 +106,7 @@ pub(crate) fn net(args: &args::Net) -> Result<()> {
     };
     let guest = Guest { name: "net".into(), place, settings, postcopy: args.postcopy };
     let options = options(&args.workers, forward);
-    Plan { guests: vec![guest], tap, options }.run(&signals)
+    Plan { guests: vec![guest], tap, options, captures: args.captures.captures.clone() }.run(&signals)
 }
 
 fn options(args: &args::Workers, forward: Forward) -> Options {
@@ -187,7 +189,9 @@ impl Plan {
         let endpoints = self.guests.iter().zip(sources).zip(devices);
         let endpoints =
             endpoints.map(|((guest, source), device)| Endpoint::new(guest.name.clone(), source, device));
-        let server = Server { endpoints: endpoints.collect(), plane, names: self.names() };
+        let endpoints = endpoints.collect();
+        let captures = self.captures(&plane, false)?;
+        let server = Server { endpoints, plane, names: self.names(), captures };
         notify::send("READY=1");
         Ok(server)
     }
@@ -196,6 +200,11 @@ impl Plan {
     pub(crate) fn names(&self) -> Vec<String> {
         let tap = self.tap.iter().map(|name| format!("tap:{name}"));
         self.guests.iter().map(|guest| guest.name.clone()).chain(tap).collect()
+    }
+
+    /// The captures that it starts with.
+    pub(crate) fn captures(&self, plane: &Plane, goes_on: bool) -> Result<Captures> {
+        Captures::start(&self.captures, &self.names(), plane, goes_on)
     }
 
     /// Whether the last port is a tap.

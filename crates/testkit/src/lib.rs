@@ -13,6 +13,7 @@ pub mod process;
 pub mod qmp;
 pub mod server;
 pub mod stream;
+pub mod tshark;
 
 /// How many times its ordinary length a long test (`make soak`) is to take: `RINGWAY_SOAK`, or 1.
 ///

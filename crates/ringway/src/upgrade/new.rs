@@ -89,5 +89,6 @@ fn restore(plan: &Plan, devices: Vec<NetDevice>, state: State, mut files: FilesI
         endpoint.with_context(|| format!("port {name}"))
     });
     let endpoints = endpoints.collect::<Result<_>>()?;
-    Ok(Server { endpoints, plane, names })
+    let captures = plan.captures(&plane, true)?;
+    Ok(Server { endpoints, plane, names, captures })
 }

@@ -296,6 +296,7 @@ fn start_driver(options: &Options, role: Role, rings: Rings, sockets: &[PathBuf]
         packed: rings.is_packed(),
         vectorized: rings == Rings::PackedVectorized,
         server: false,
+        huge_pages: false,
     };
     let forward = match role {
         Role::Sink => Forward::TxOnly,

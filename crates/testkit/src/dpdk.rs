@@ -32,6 +32,10 @@ use crate::process::{Process, find_program};
 const PROMPT: &str = "testpmd> ";
 /// The file that takes DPDK's log.
 const LOG: &str = "log";
+/// Arguments for memory that a back-end can map.
+const ORDINARY_PAGES: &[&str] = &["--no-huge"];
+/// The same of huge pages, which no file system has to be mounted for.
+const HUGE_PAGES: &[&str] = &["--in-memory", "--single-file-segments"];
 /// The start-up (mapping and touching all memory) on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(30);
 /// Any command that only asks or sets something.
@@ -61,6 +65,8 @@ pub struct VirtioUser {
     /// The driver listens and the back-end connects. DPDK opens the sockets one by one: it listens on
     /// the second when the first has been connected to.
     pub server: bool,
+    /// Its memory is of huge pages, which must have been reserved, in place of ordinary ones.
+    pub huge_pages: bool,
 }
 
 impl VirtioUser {
@@ -77,6 +83,7 @@ impl VirtioUser {
             packed: false,
             vectorized: false,
             server: false,
+            huge_pages: false,
         }
     }
 
@@ -251,6 +258,9 @@ pub struct Rates {
     pub tx_pps: f64,
     /// Frames per second that found the ring full.
     pub tx_dropped_pps: f64,
+    /// The share of the time that was spent on bursts that moved a frame, if
+    /// [cycles are recorded](TestPmd::record_cycles). A mode that makes frames is always busy.
+    pub busy: Option<f64>,
 }
 
 impl Rates {
@@ -263,6 +273,7 @@ impl Rates {
             rx_pps: rate(before.rx_packets, after.rx_packets),
             tx_pps: rate(before.tx_packets, after.tx_packets),
             tx_dropped_pps: rate(before.tx_dropped, after.tx_dropped),
+            busy: None,
         }
     }
 }
@@ -289,8 +300,9 @@ impl TestPmd {
     pub fn virtio_user(ports: &VirtioUser, traffic: &Traffic) -> Result<Self> {
         let vdevs = ports.sockets.iter().enumerate().map(|(i, s)| ports.vdev(i, s)).collect();
         let listening = if ports.server { ports.sockets.clone() } else { Vec::new() };
+        let memory = if ports.huge_pages { HUGE_PAGES } else { ORDINARY_PAGES };
         let mut this =
-            Self::launch("virtio_user", vdevs, ports.queues, ports.queue_size, traffic, listening)?;
+            Self::launch("virtio_user", vdevs, memory, ports.queues, ports.queue_size, traffic, listening)?;
         if ports.server {
             this.wait_listening(START_LIMIT)?;
         } else {
@@ -304,7 +316,8 @@ impl TestPmd {
     pub fn net_vhost(ports: &NetVhost, traffic: &Traffic) -> Result<Self> {
         let vdevs = ports.sockets.iter().enumerate().map(|(i, s)| ports.vdev(i, s)).collect();
         let listening = if ports.client { Vec::new() } else { ports.sockets.clone() };
-        let mut this = Self::launch("net_vhost", vdevs, ports.queues, 1024, traffic, listening)?;
+        let mut this =
+            Self::launch("net_vhost", vdevs, ORDINARY_PAGES, ports.queues, 1024, traffic, listening)?;
         this.finish_start(START_LIMIT)?;
         Ok(this)
     }
@@ -313,6 +326,7 @@ impl TestPmd {
     fn launch(
         name: &str,
         vdevs: Vec<String>,
+        memory: &[&str],
         queues: u16,
         queue_size: u16,
         traffic: &Traffic,
@@ -334,7 +348,8 @@ impl TestPmd {
         command.args(["-c", r#"exec 2>"$0" stdbuf -oL "$@""#]).arg(directory.path().join(LOG));
         command.arg(find_program("dpdk-testpmd")?);
         command.arg(format!("--lcores=0@{0},1@{0}", traffic.core));
-        command.args(["--force-max-simd-bitwidth=512", "--no-pci", "--no-huge", "--no-telemetry"]);
+        command.args(["--force-max-simd-bitwidth=512", "--no-pci", "--no-telemetry"]);
+        command.args(memory);
         command.args(["-m", &megabytes.to_string(), &format!("--file-prefix={prefix}")]);
         // Says which features were agreed and which data path was taken.
         command.arg("--log-level=pmd.net.virtio.init:debug");
@@ -461,13 +476,33 @@ impl TestPmd {
         bail!("testpmd still moves frames after {limit:?}: {before:?}")
     }
 
+    /// Counts from now on the processor's cycles of bursts that move a frame.
+    pub fn record_cycles(&mut self) -> Result<()> {
+        self.command("set record-core-cycles on", COMMAND_LIMIT).map(drop)
+    }
+
     /// The rates of the running instance, from its counters at both ends of an interval.
     pub fn measure(&mut self, interval: Duration) -> Result<Rates> {
-        let before = self.totals()?.total();
+        let (before, busy_before) = self.reading()?;
         let start = Instant::now();
         std::thread::sleep(interval);
-        let after = self.totals()?.total();
-        Ok(Rates::between(&before, &after, start.elapsed()))
+        let (after, busy_after) = self.reading()?;
+        let rates = Rates::between(&before, &after, start.elapsed());
+        let busy = busy_before.zip(busy_after).map(|(before, after)| after.saturating_sub(before));
+        Ok(Rates { busy: busy.map(|busy| busy.as_secs_f64() / rates.interval.as_secs_f64()), ..rates })
+    }
+
+    /// The time spent so far on bursts that moved a frame, if [cycles are recorded](Self::record_cycles).
+    pub fn busy_time(&mut self) -> Result<Option<Duration>> {
+        Ok(self.reading()?.1)
+    }
+
+    /// The counters, and the time spent on bursts that moved a frame if it is recorded.
+    fn reading(&mut self) -> Result<(Counters, Option<Duration>)> {
+        let said = self.command("show fwd stats all", COMMAND_LIMIT)?;
+        let totals = parse_totals(&said);
+        let totals = totals.with_context(|| format!("no counters in testpmd's answer:\n{said}"))?;
+        Ok((totals.total(), parse_busy(&said)))
     }
 
     /// Each port's link state.
@@ -554,6 +589,15 @@ fn parse_totals(text: &str) -> Option<Totals> {
         }
     }
     None
+}
+
+/// Reads `CPU cycles/packet=N (total cycles=N / total io packets=N) at N MHz Clock` as a time.
+fn parse_busy(text: &str) -> Option<Duration> {
+    let (_, rest) = text.split_once("(total cycles=")?;
+    let cycles: f64 = rest.split_whitespace().next()?.parse().ok()?;
+    let (clock, _) = rest.split_once(") at ")?.1.split_once(" MHz Clock")?;
+    let clock: f64 = clock.parse().ok()?;
+    Duration::try_from_secs_f64(cycles / (clock * 1e6)).ok()
 }
 
 /// Takes the `NAME: NUMBER` pairs of one line.
@@ -676,6 +720,13 @@ set_rxtx_funcs(): virtio: using inorder Tx path on port 0
         let after = Counters { rx_packets: 300, tx_packets: 150, ..Counters::default() };
         let rates = Rates::between(&before, &after, Duration::from_millis(500));
         assert!((rates.rx_pps - 400.0).abs() < 1e-6 && (rates.tx_pps - 200.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn busy_time() {
+        let line = "  CPU cycles/packet=130.00 (total cycles=1300000000 / total mac packets=10000000) at 2600 MHz Clock";
+        assert_eq!(parse_busy(&format!("{STATS}\n{line}\n")), Some(Duration::from_millis(500)));
+        assert_eq!(parse_busy(STATS), None);
     }
 
     #[test]

@@ -30,10 +30,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
+use crate::netns::Netns;
 use crate::process::{Process, find_program, target_dir};
 
 /// A generous limit for [`Guest::wait_ready`]; a busy machine emulates slowly.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(90);
+
+const QEMU: &str = "qemu-system-x86_64";
+const UML: &str = "linux.uml";
 
 /// The limit for commands that only look at or set something.
 const SHORT: Duration = Duration::from_secs(20);
@@ -179,8 +183,16 @@ impl QemuOptions {
 
 /// Starts a guest under QEMU; `name` stands in messages. [`Guest::wait_ready`] comes next.
 pub fn boot_qemu(name: &str, images: &Images, options: &QemuOptions) -> Result<Guest> {
+    start_qemu(Command::new(find_program(QEMU)?), name, images, options)
+}
+
+/// The same in a namespace, whose taps are then in QEMU's reach.
+pub fn boot_qemu_in(host: &Netns, name: &str, images: &Images, options: &QemuOptions) -> Result<Guest> {
+    start_qemu(host.command(QEMU)?, name, images, options)
+}
+
+fn start_qemu(mut qemu: Command, name: &str, images: &Images, options: &QemuOptions) -> Result<Guest> {
     let memory = options.memory;
-    let mut qemu = Command::new(find_program("qemu-system-x86_64")?);
     // The best of processors, less what makes emulation slow: with "fast" string instructions the kernel
     // copies memory ten times slower, and a fifth level of page tables is one more to walk.
     let cpu = "max,erms=off,fsrm=off,la57=off";
@@ -240,9 +252,17 @@ impl UmlOptions {
 
 /// Starts a User-Mode Linux guest; `name` stands in messages. [`Guest::wait_ready`] comes next.
 pub fn boot_uml(name: &str, images: &Images, options: &UmlOptions) -> Result<Guest> {
+    start_uml(Command::new(find_program(UML)?), name, images, options)
+}
+
+/// The same in a namespace, whose taps are then in its reach.
+pub fn boot_uml_in(host: &Netns, name: &str, images: &Images, options: &UmlOptions) -> Result<Guest> {
+    start_uml(host.command(UML)?, name, images, options)
+}
+
+fn start_uml(mut uml: Command, name: &str, images: &Images, options: &UmlOptions) -> Result<Guest> {
     // Its pid file and control socket; by default they would stay in ~/.uml.
     let dir = tempfile::Builder::new().prefix("ringway-uml-").tempdir().context("no temporary directory")?;
-    let mut uml = Command::new(find_program("linux.uml")?);
     // The guest's memory is a file there, which UML unlinks at once: it is what back-ends map.
     uml.env("TMPDIR", "/dev/shm")
         .arg(format!("mem={}M", options.memory))

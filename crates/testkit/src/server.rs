@@ -213,6 +213,8 @@ fn socket(dir: &Path, port: &str) -> PathBuf {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counters {
     ports: BTreeMap<String, BTreeMap<String, u64>>,
+    /// How long all workers together were busy with frames; nothing if it does not say.
+    pub busy: Option<Duration>,
     /// The line about all ports together.
     pub summary: String,
 }
@@ -224,6 +226,9 @@ impl Counters {
         for line in text.lines() {
             if let Some(summary) = line.strip_prefix("all: ") {
                 summary.clone_into(&mut counters.summary);
+            } else if line.starts_with("worker ") {
+                let busy = parse_busy(line).with_context(|| format!("counters line {line:?}"))?;
+                *counters.busy.get_or_insert_default() += busy;
             } else if let Some((name, rest)) =
                 line.strip_prefix("port ").and_then(|l| l.split_once(": from "))
             {
@@ -270,6 +275,13 @@ fn parse_upgrade(text: &str) -> Option<(u32, Duration)> {
     Some((pid.parse().ok()?, Duration::from_secs_f64(pause.parse::<f64>().ok()? / 1e3)))
 }
 
+/// Reads `worker N: busy S s, polling …`.
+fn parse_busy(line: &str) -> Option<Duration> {
+    let (_, rest) = line.split_once(": busy ")?;
+    let (seconds, _) = rest.split_once(" s")?;
+    Duration::try_from_secs_f64(seconds.parse().ok()?).ok()
+}
+
 /// Reads `N frames N bytes, to N frames N bytes, name N, …, dropped reason N …`.
 fn parse_port(rest: &str) -> Option<BTreeMap<String, u64>> {
     let (counted, dropped) = rest.split_once(", dropped ")?;
@@ -300,12 +312,15 @@ mod tests {
         let text = "noise\nport a: from 7 frames 420 bytes, to 3 frames 180 bytes, copies 3, kicks 1, calls 2, \
                     syscalls 4, sessions 1, failed rings 5, dropped no-buffer 1 not-ready 2 too-long 0 \
                     unsegmentable 0 malformed 0 disabled 0 filtered 4 vlan 0 secured 0 \
-                    storm 0 limited 0\nall: delivered 3 frames, more\n";
+                    storm 0 limited 0\n\
+                    worker 0: busy 1.250 s, polling 0.100 s, asleep 3.000 s\n\
+                    worker 1: busy 0.500 s, polling 0.000 s, asleep 3.850 s\nall: delivered 3 frames, more\n";
         let counters = Counters::parse(text).unwrap();
         assert_eq!(counters.get("a", "from"), 7);
         assert_eq!(counters.get("a", "to bytes"), 180);
         assert_eq!(counters.get("a", "failed rings"), 5);
         assert_eq!(counters.dropped("a"), 7);
+        assert_eq!(counters.busy, Some(Duration::from_millis(1750)));
         assert_eq!(counters.summary, "delivered 3 frames, more");
         assert!(Counters::parse("nothing").is_err());
     }

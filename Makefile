@@ -6,6 +6,8 @@ CARGO ?= cargo
 
 # How long `make soak` takes, in its ordinary length.
 SOAK ?= 1
+# Options of `make bench`: see `target/release/xtask bench --help`.
+BENCH ?=
 
 .PHONY: build demo test soak model lint bench bench-queue fuzz setup clean
 
@@ -44,11 +46,13 @@ lint:
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --quiet
 	$(CARGO) xtask conformance --check
 
-# Interleaved with DPDK's own vhost back-end on the same two cores.
+# Against DPDK, Open vSwitch, QEMU and the kernel, in turns; makes docs/BENCHMARKS.md, in about 40 minutes.
+# `make bench BENCH=--quick` takes a few.
 bench:
 	$(CARGO) build --release --package ringway --package xtask
 	guests/setup.sh
-	cd '$(CURDIR)' && target/release/xtask bench
+	guests/bench.sh
+	cd '$(CURDIR)' && target/release/xtask bench --page $(BENCH)
 
 # What a chain costs in crates/queue, next to the crates virtio-queue and virtio-drivers, in one run of seconds.
 bench-queue:

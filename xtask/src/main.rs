@@ -24,8 +24,8 @@ struct Cli {
 /// What to do.
 #[derive(Subcommand)]
 enum Chore {
-    /// Measures ringway against DPDK's own vhost-user back-end, interleaved on the same two cores
-    Bench(bench::Options),
+    /// Measures ringway against what does the same, in turns on the same two cores
+    Bench(Box<bench::Options>),
     /// Writes docs/CONFORMANCE.md: which statement of the specifications is proven by which test
     Conformance(conformance::Options),
     /// Shows two Linux guests that exchange traffic through ringway
@@ -44,7 +44,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])?;
     std::thread::spawn(move || signals.forever().for_each(|_| ringway_testkit::process::interrupt()));
     match Cli::parse().chore {
-        Chore::Bench(options) => bench::run(&options).map(|()| ExitCode::SUCCESS),
+        Chore::Bench(options) => bench::run(options).map(|()| ExitCode::SUCCESS),
         Chore::Conformance(options) => conformance::run(&options),
         Chore::Demo(options) => Ok(demo::run(&options)),
         Chore::Peers(options) => peers::run(&options).map(|()| ExitCode::SUCCESS),

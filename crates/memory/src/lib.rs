@@ -35,6 +35,8 @@ mod iotlb;
 mod log;
 #[cfg(feature = "std")]
 mod mapping;
+#[cfg(feature = "std")]
+mod packet_ring;
 mod scatter;
 mod shared;
 #[cfg(feature = "std")]
@@ -52,6 +54,8 @@ pub use iotlb::Iotlb;
 pub use log::DirtyLog;
 #[cfg(feature = "std")]
 pub use mapping::{MapError, Mapping};
+#[cfg(feature = "std")]
+pub use packet_ring::{PACKET_HDR_LEN, PacketFrame, PacketRing};
 pub use scatter::ScatterList;
 pub use shared::SharedBuf;
 pub use table::{Backing, MemoryError, MemoryTable, Region};

@@ -150,7 +150,7 @@ impl GuestDevice {
         }
         self.rx[usize::from(pair)] = Some(Receiver { ring, kick: watched });
         if self.lanes.forward == Forward::Wire {
-            held.workers().for_each(|worker| worker.set_tap_offloads(format.offloads));
+            held.workers().for_each(|worker| worker.set_uplink_offloads(format.offloads));
         }
     }
 
@@ -280,7 +280,7 @@ impl GuestDevice {
             lock(&rx.ring.queue).set_offloads(offloads);
         }
         if self.lanes.forward == Forward::Wire {
-            held.workers().for_each(|worker| worker.set_tap_offloads(offloads));
+            held.workers().for_each(|worker| worker.set_uplink_offloads(offloads));
         }
     }
 

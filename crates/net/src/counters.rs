@@ -72,7 +72,7 @@ drops! {
     Limited = "limited",
 }
 
-/// The counters of a port. "From" and "to" are seen from the switch: frames from the port's guest or tap, and
+/// The counters of a port. "From" and "to" are seen from the switch: frames from the port's guest or uplink, and
 /// frames to it.
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -90,7 +90,7 @@ pub struct Counters {
     pub kicks: Counter,
     /// Times the driver was called.
     pub calls: Counter,
-    /// System calls made for the port: calls, reads and writes of a tap.
+    /// System calls made for the port: calls, reads and writes of an uplink.
     pub syscalls: Counter,
     /// Front-ends that attached and started a ring.
     pub sessions: Counter,

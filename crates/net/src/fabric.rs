@@ -12,7 +12,7 @@ use crate::counters::{Counters, DropReason};
 use crate::frame::Frame;
 use crate::plane::{Bell, lock};
 use crate::port::guest::{RxQueue, RxRing, Undelivered};
-use crate::port::tap::Tap;
+use crate::port::uplink::UplinkWriter;
 use crate::port::wishes::Receivers;
 use crate::switch::{Now, Switch};
 
@@ -66,8 +66,8 @@ pub enum Event {
         /// The port.
         port: usize,
     },
-    /// A tap cannot be read any more.
-    TapFailed {
+    /// An uplink's interface is down, or gone.
+    UplinkFailed {
         /// The port.
         port: usize,
         /// The kernel's reason.
@@ -99,10 +99,9 @@ pub(crate) struct PortSlot {
     pub(crate) counters: Arc<Counters>,
 }
 
-#[derive(Clone)]
 pub(crate) enum PortKind {
     Guest(Receivers),
-    Tap(Arc<Tap>),
+    Uplink(UplinkWriter),
 }
 
 impl PortKind {
@@ -110,7 +109,7 @@ impl PortKind {
     fn can_receive(&self) -> bool {
         match self {
             Self::Guest(receivers) => receivers.is_open(),
-            Self::Tap(_) => true,
+            Self::Uplink(_) => true,
         }
     }
 }
@@ -199,9 +198,9 @@ impl<'w> Delivery<'w> {
                 Ok(found) => found,
                 Err(reason) => return counters.count_drop(reason),
             },
-            PortKind::Tap(tap) => {
+            PortKind::Uplink(uplink) => {
                 counters.syscalls.add(1);
-                match tap.write(frame) {
+                match uplink.write(frame) {
                     Ok(()) => {
                         counters.to_frames.add(1);
                         counters.to_bytes.add(frame.len() as u64);

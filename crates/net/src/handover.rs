@@ -1,4 +1,4 @@
-//! What a plane and its ports hand to those of another process: counters, learned addresses, taps, and what the
+//! What a plane and its ports hand to those of another process: counters, learned addresses, uplinks, and what the
 //! drivers negotiated. The rings are the sessions' to stop and to start again.
 //!
 //! ```text
@@ -7,7 +7,7 @@
 //!   there   Plane::restore ──► (sessions start their rings) ──► Plane::resume
 //! ```
 //!
-//! Suspended workers look at no ring and no tap. All rings stop after that, so no frame meets a receiver that has stopped
+//! Suspended workers look at no ring and no uplink. All rings stop after that, so no frame meets a receiver that has stopped
 //! already; and all start before a worker of the other process looks at the first.
 
 use std::collections::BTreeMap;
@@ -18,8 +18,8 @@ use ringway_device::net::{RestoreError, State};
 use ringway_vhost::handover::{FdIndex, FilesIn, FilesOut, HandoverError};
 use serde::{Deserialize, Serialize};
 
-use crate::Tap;
 use crate::control::GuestDevice;
+use crate::{Uplink, UplinkKind};
 
 /// The state of a suspended plane.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -46,36 +46,45 @@ pub(crate) struct Learned {
 pub(crate) struct PortState {
     /// By their names.
     pub(crate) counters: BTreeMap<String, u64>,
-    tap: Option<FdIndex>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    uplink: Vec<QueueState>,
+}
+
+/// What one worker reads an uplink by.
+#[derive(Debug, Serialize, Deserialize)]
+struct QueueState {
+    file: FdIndex,
+    /// The slot of a packet socket's ring to go on at.
+    position: usize,
 }
 
 /// What the workers told when they were suspended.
 pub struct HeldPlane {
     pub(crate) now: u64,
     pub(crate) learned: Vec<Learned>,
-    /// By port, of those that have one.
-    pub(crate) taps: Vec<Option<io::Result<OwnedFd>>>,
+    /// By port, what its uplink is read by; nothing of a guest's.
+    pub(crate) uplinks: Vec<Vec<io::Result<(OwnedFd, usize)>>>,
 }
 
 impl HeldPlane {
-    /// The state to hand over, with the plane's counters; the taps are added to `files`.
+    /// The state to hand over, with the plane's counters; the uplinks are added to `files`.
     ///
     /// # Errors
-    /// The kernel's, if there is no file descriptor left for a tap.
+    /// The kernel's, if there is no file descriptor left for an uplink.
     pub fn state<'w>(
         &'w self,
         plane: &crate::plane::Plane,
         files: &mut FilesOut<'w>,
     ) -> Result<PlaneState, HandoverError> {
-        let ports = self.taps.iter().enumerate().map(|(port, tap)| {
-            let tap = match tap {
-                None => None,
-                Some(Ok(tap)) => Some(files.add(tap.as_fd())),
-                Some(Err(error)) => return Err(io::Error::from(error.kind()).into()),
-            };
+        let ports = self.uplinks.iter().enumerate().map(|(port, queues)| {
+            let queues = queues.iter().map(|queue| match queue {
+                Ok((file, position)) => Ok(QueueState { file: files.add(file.as_fd()), position: *position }),
+                Err(error) => Err(HandoverError::from(io::Error::from(error.kind()))),
+            });
+            let uplink = queues.collect::<Result<_, _>>()?;
             let counters = plane.port_counters(port);
             let counters = counters.named().map(|(name, counter)| (name.to_owned(), counter.get()));
-            Ok(PortState { counters: counters.collect(), tap })
+            Ok(PortState { counters: counters.collect(), uplink })
         });
         Ok(PlaneState {
             now: self.now,
@@ -87,14 +96,21 @@ impl HeldPlane {
 }
 
 impl PlaneState {
-    /// Takes the tap of a port.
+    /// Takes the uplink of a port.
     ///
     /// # Errors
-    /// [`HandoverError`] if it has none, or another file.
-    pub fn take_tap(&mut self, port: usize, files: &mut FilesIn) -> Result<Tap, HandoverError> {
-        let tap = self.ports.get_mut(port).and_then(|port| port.tap.take());
-        let file = files.take(tap.ok_or(HandoverError::BadValue("a tap"))?)?;
-        Tap::adopt(file).map_err(|_| HandoverError::BadValue("a tap"))
+    /// [`HandoverError`] if it has none, or other files.
+    pub fn take_uplink(
+        &mut self,
+        port: usize,
+        kind: UplinkKind,
+        files: &mut FilesIn,
+    ) -> Result<Uplink, HandoverError> {
+        let queues =
+            self.ports.get_mut(port).map(|port| std::mem::take(&mut port.uplink)).unwrap_or_default();
+        let queues = queues.into_iter().map(|queue| Ok((files.take(queue.file)?, queue.position)));
+        let queues = queues.collect::<Result<Vec<_>, HandoverError>>()?;
+        Uplink::adopt(kind, queues).map_err(|_| HandoverError::BadValue("an uplink"))
     }
 }
 

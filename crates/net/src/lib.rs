@@ -3,9 +3,9 @@
 //! ```text
 //!  vhost session ──► control::GuestDevice ──hold──► plane ── workers, a thread each
 //!  (control thread)                                 │
-//!       a worker:  transmit ring, tap ──► rule: switch | wire | sink | echo | generate
+//!       a worker:  transmit ring, uplink ──► rule: switch | wire | sink | echo | generate
 //!                                            │
-//!       port::guest (any worker's), tap ◄── fabric::Delivery       one copy, guest to guest
+//!       port::guest (any worker's), uplink ◄── fabric::Delivery       one copy, guest to guest
 //! ```
 //!
 //! A worker takes bursts of frames from the rings that it owns, decides where each goes, writes it there, and publishes
@@ -30,4 +30,4 @@ mod worker;
 
 pub use fabric::{Event, Forward};
 pub use frame::Mac;
-pub use port::tap::{Tap, TapError};
+pub use port::uplink::{Uplink, UplinkError, UplinkKind, UplinkSpec};

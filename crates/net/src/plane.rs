@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A worker's state is behind a mutex that its thread holds while it moves frames, and lets go of between two rounds if
-//! the gate is shut, and when it sleeps. So the control thread changes rings, policies and taps as plain data, and no
+//! the gate is shut, and when it sleeps. So the control thread changes rings, policies and uplinks as plain data, and no
 //! frame pays for it. [`Plane::suspend`] leaves the gate shut: from then on no ring is touched, until another process has
 //! taken over or [`Plane::resume`].
 
@@ -29,7 +29,7 @@ use crate::capture::{Capture, Interface, Summary, Target};
 use crate::counters::{Counter, Counters};
 use crate::fabric::{Event, Forward, PortKind, PortSlot};
 use crate::handover::{HeldPlane, PlaneState};
-use crate::port::tap::Tap;
+use crate::port::uplink::{Uplink, UplinkReader};
 use crate::port::wishes::Receivers;
 use crate::switch::{Mirror, PortPolicy, Switch};
 use crate::worker::{Token, Turn, Wakes, Worker, watch};
@@ -38,9 +38,12 @@ use crate::worker::{Token, Turn, Wakes, Worker, watch};
 pub enum PortSpec {
     /// A guest; a [`GuestDevice`](crate::control::GuestDevice) brings its rings.
     Guest,
-    /// A tap.
-    Tap(Tap),
+    /// An uplink.
+    Uplink(Uplink),
 }
+
+/// What one worker has of a port.
+type Share = (PortKind, Option<UplinkReader>);
 
 /// How the plane works.
 #[derive(Debug, Clone)]
@@ -111,23 +114,30 @@ impl Plane {
         policies.resize_with(ports.len(), PortPolicy::default);
         let switch = Arc::new(Switch::new(&policies, &options.mirrors));
         switch.learn_again(&state.learned, state.now);
-        let kinds = ports.into_iter().map(|port| PortKind::open(port, options.forward));
-        let kinds = kinds.collect::<io::Result<Vec<_>>>()?;
-        let mut counters: Vec<Vec<Arc<Counters>>> = kinds.iter().map(|_| vec![Arc::default()]).collect();
+        let count = options.workers.max(1);
+        let mut counters: Vec<Vec<Arc<Counters>>> = ports.iter().map(|_| vec![Arc::default()]).collect();
+        let mut shares: Vec<Vec<Share>> = (0..count).map(|_| Vec::new()).collect();
+        for port in ports {
+            let parts = port.divide(count, options.forward)?;
+            shares.iter_mut().zip(parts).for_each(|(share, part)| share.push(part));
+        }
         for (counters, port) in counters.iter().zip(&state.ports) {
             counters[CONTROL].restore(&port.counters);
         }
         let start = Instant::now().checked_sub(Duration::from_secs(state.now)).unwrap_or_else(Instant::now);
-        let lanes = (0..options.workers.max(1)).map(|index| {
-            let ports = kinds.iter().zip(&mut counters).map(|(kind, all)| {
+        let lanes = shares.into_iter().map(|share| {
+            let mut readers = Vec::new();
+            let ports = share.into_iter().zip(&mut counters).enumerate();
+            let ports = ports.map(|(port, ((kind, reader), all))| {
                 let counters = Arc::default();
                 all.push(Arc::clone(&counters));
-                PortSlot { kind: kind.clone(), counters }
+                readers.extend(reader.map(|reader| (port, reader)));
+                PortSlot { kind, counters }
             });
             let ports = ports.collect();
             let lane = Lane::new()?;
             let own = (Arc::clone(&lane.epoll), Arc::clone(&lane.counters));
-            let worker = Worker::new(index, ports, Arc::clone(&switch), own, bell.clone(), options, start)?;
+            let worker = Worker::new(ports, readers, Arc::clone(&switch), own, bell.clone(), options, start)?;
             Ok(Lane { body: Mutex::new(Some(worker)), ..lane })
         });
         let lanes = lanes.collect::<io::Result<Vec<_>>>()?;
@@ -153,7 +163,7 @@ impl Plane {
         Ok(plane)
     }
 
-    /// Suspends the workers: from when this returns no ring and no tap is looked at until [`Plane::resume`].
+    /// Suspends the workers: from when this returns no ring and no uplink is looked at until [`Plane::resume`].
     pub fn suspend(&self) -> HeldPlane {
         self.lanes.gate.close();
         self.lanes.held()
@@ -408,9 +418,12 @@ impl Lanes {
     /// What another process's plane needs to go on, but for the rings.
     fn held(&self) -> HeldPlane {
         let mut held = self.hold();
-        let worker = held.workers().next();
-        let (now, taps) = worker.map_or((0, Vec::new()), |worker| (worker.now(), worker.clone_taps()));
-        HeldPlane { now, learned: self.switch.learned(now), taps }
+        let now = held.workers().next().map_or(0, |worker| worker.now());
+        let mut uplinks: Vec<_> = self.counters.iter().map(|_| Vec::new()).collect();
+        for (port, file) in held.workers().flat_map(|worker| worker.uplink_files()) {
+            uplinks[port].push(file);
+        }
+        HeldPlane { now, learned: self.switch.learned(now), uplinks }
     }
 
     fn wake(&self) {
@@ -466,16 +479,18 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl PortKind {
-    fn open(port: PortSpec, forward: Forward) -> io::Result<Self> {
-        Ok(match port {
-            PortSpec::Guest => Self::Guest(Receivers::default()),
-            PortSpec::Tap(tap) => {
+impl PortSpec {
+    /// What each of `count` workers has of it.
+    fn divide(self, count: usize, forward: Forward) -> io::Result<Vec<Share>> {
+        Ok(match self {
+            Self::Guest => (0..count).map(|_| (PortKind::Guest(Receivers::default()), None)).collect(),
+            Self::Uplink(uplink) => {
                 if forward == Forward::Switch {
                     // It has many receivers: a checksum can be completed for who needs it, a frame not be cut.
-                    tap.set_offloads(Offloads::new(F_GUEST_CSUM, None))?;
+                    uplink.set_offloads(Offloads::new(F_GUEST_CSUM, None))?;
                 }
-                Self::Tap(Arc::new(tap))
+                let queues = uplink.divide(count).into_iter();
+                queues.map(|(reader, writer)| (PortKind::Uplink(writer), reader)).collect()
             }
         })
     }

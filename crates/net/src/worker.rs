@@ -32,18 +32,18 @@ use crate::generator::Generator;
 use crate::offload::MAX_FRAME;
 use crate::plane::{Bell, Options, WorkerCounters, count_time, lock};
 use crate::port::guest::{RxRing, TxRing};
-use crate::port::tap::TapBuffer;
+use crate::port::uplink::UplinkReader;
 use crate::port::wishes::Receivers;
 use crate::switch::{Allowance, Cache, Decision, Now, Retag, Switch};
 use rings::Rings;
 pub(crate) use wakes::{Token, Wakes, watch};
 
-/// Chains, or frames of a tap, handled before the next ring's turn.
+/// Chains, or frames of an uplink, handled before the next ring's turn.
 const BURST: usize = 32;
 /// How much is done between two looks at the clock while busy, in frames, and what a round counts beside its frames.
 const CLOCK_WORK: usize = 512;
 const ROUND_WORK: usize = 16;
-/// How long kicks of cold rings, and taps, wait at most while others are busy, and while the hot rings are empty.
+/// How long kicks of cold rings, and uplinks, wait at most while others are busy, and while the hot rings are empty.
 const LOOK: Duration = Duration::from_micros(50);
 const IDLE_LOOK: Duration = Duration::from_micros(5);
 /// How long to sleep at most if a ring has no kick: its front-end wants it to be polled.
@@ -70,8 +70,8 @@ pub(crate) struct Worker {
     /// There was something for them since the clock was read last, and when that was so before.
     is_care_active: bool,
     care_since: Instant,
-    /// Ports whose tap this worker reads, and whether there is something to read.
-    taps: Vec<(usize, bool)>,
+    /// The uplinks that this worker reads, each with its port.
+    uplinks: Vec<(usize, UplinkReader)>,
     generator: Generator,
     busy_poll: Duration,
     /// Kicks of cold rings come here.
@@ -79,7 +79,6 @@ pub(crate) struct Worker {
     counters: Arc<WorkerCounters>,
     /// The burst at hand; empty between rings.
     burst: Burst,
-    tap_buffer: TapBuffer,
     start: Instant,
     /// When the clock was read last, and what was done since.
     now: Instant,
@@ -194,24 +193,18 @@ impl Rule<'_> {
 }
 
 impl Worker {
-    /// The worker of this number. The first one reads the taps.
+    /// A worker with these ports, of which it reads these uplinks.
     pub(crate) fn new(
-        index: usize,
         ports: Vec<PortSlot>,
+        uplinks: Vec<(usize, UplinkReader)>,
         switch: Arc<Switch>,
         (epoll, counters): (Arc<OwnedFd>, Arc<WorkerCounters>),
         bell: Bell,
         options: &Options,
         start: Instant,
     ) -> io::Result<Self> {
-        let mut taps = Vec::new();
-        for (port, slot) in ports.iter().enumerate() {
-            if let PortKind::Tap(tap) = &slot.kind
-                && index == 0
-            {
-                watch(&epoll, std::os::fd::AsFd::as_fd(&**tap), Token::Tap(taps.len()))?;
-                taps.push((port, true));
-            }
+        for (place, (_, uplink)) in uplinks.iter().enumerate() {
+            watch(&epoll, uplink.as_fd(), Token::Uplink(place))?;
         }
         let now = Instant::now();
         let Options { forward, busy_poll, .. } = *options;
@@ -232,13 +225,12 @@ impl Worker {
             is_care_armed: false,
             is_care_active: false,
             care_since: now,
-            taps,
+            uplinks,
             generator: Generator::new(forward),
             busy_poll,
             epoll,
             counters,
             burst: Burst::default(),
-            tap_buffer: TapBuffer::default(),
             start,
             now,
             frames_since: 0,
@@ -302,13 +294,13 @@ impl Worker {
         self.fabric.ports[port].kind = PortKind::Guest(receivers);
     }
 
-    /// On a wire a tap gives what its one receiver takes.
-    pub(crate) fn set_tap_offloads(&self, offloads: Offloads) {
+    /// On a wire an uplink gives what its one receiver takes.
+    pub(crate) fn set_uplink_offloads(&self, offloads: Offloads) {
         for port in &self.fabric.ports {
-            if let PortKind::Tap(tap) = &port.kind
-                && let Err(error) = tap.set_offloads(offloads)
+            if let PortKind::Uplink(uplink) = &port.kind
+                && let Err(error) = uplink.set_offloads(offloads)
             {
-                tracing::warn!("the tap refuses offloads: {error}");
+                tracing::warn!("the uplink refuses offloads: {error}");
             }
         }
     }
@@ -338,13 +330,9 @@ impl Worker {
         self.fabric.now.seconds
     }
 
-    /// The taps, for another process: by port.
-    pub(crate) fn clone_taps(&self) -> Vec<Option<io::Result<OwnedFd>>> {
-        let tap = |slot: &PortSlot| match &slot.kind {
-            PortKind::Tap(tap) => Some(tap.try_clone()),
-            PortKind::Guest(_) => None,
-        };
-        self.fabric.ports.iter().map(tap).collect()
+    /// What it reads uplinks by, for another process: the port, a file, and where that stands.
+    pub(crate) fn uplink_files(&self) -> Vec<(usize, io::Result<(OwnedFd, usize)>)> {
+        self.uplinks.iter().map(|(port, uplink)| (*port, uplink.file())).collect()
     }
 
     // The loop
@@ -362,7 +350,7 @@ impl Worker {
                     }
                 }
                 Token::Care => self.heat_care(),
-                Token::Tap(place) => self.taps[place].1 = true,
+                Token::Uplink(place) => self.uplinks[place].1.set_ready(),
                 Token::Wake | Token::Command(_) => {}
             }
         }
@@ -393,7 +381,7 @@ impl Worker {
             return Turn::Idle(polled.into_iter().chain(due).min().map(timespec));
         }
         let look = if work == 0 { IDLE_LOOK } else { LOOK };
-        if (self.rings.has_cold() || !self.taps.is_empty())
+        if (self.rings.has_cold() || !self.uplinks.is_empty())
             && self.now.saturating_duration_since(self.last_look) >= look
         {
             self.last_look = self.now;
@@ -473,9 +461,9 @@ impl Worker {
             self.is_care_active |= done > 0;
             work += done;
         }
-        for place in 0..self.taps.len() {
-            if self.taps[place].1 {
-                work += self.poll_tap(place);
+        for place in 0..self.uplinks.len() {
+            if self.uplinks[place].1.is_ready() {
+                work += self.poll_uplink(place);
             }
         }
         if !self.fabric.probes.is_empty() {
@@ -530,42 +518,28 @@ impl Worker {
         work
     }
 
-    /// Takes a burst of frames from a tap and forwards them.
-    fn poll_tap(&mut self, place: usize) -> usize {
-        let Self { fabric, tap_buffer, taps, .. } = self;
-        let (port, is_ready) = &mut taps[place];
+    /// Takes a burst of frames from an uplink and forwards them.
+    fn poll_uplink(&mut self, place: usize) -> usize {
+        let Self { fabric, uplinks, .. } = self;
+        let (port, uplink) = &mut uplinks[place];
         let port = *port;
-        let PortKind::Tap(tap) = &fabric.ports[port].kind else { return 0 };
-        let tap = Arc::clone(tap);
-        let mut work = 0;
         let (mut delivery, mut rule) = fabric.delivery();
         let counters = delivery.counters(port);
-        while work < BURST {
-            counters.syscalls.add(1);
-            let (header, bytes) = match tap.read(tap_buffer) {
-                Ok(Some(frame)) => frame,
-                Ok(None) => {
-                    *is_ready = false;
-                    break;
-                }
-                Err(error) => {
-                    *is_ready = false;
-                    delivery.report(Event::TapFailed { port, error });
-                    break;
-                }
-            };
-            work += 1;
+        let result = uplink.read(BURST, counters, |header, data| {
             counters.from_frames.add(1);
-            counters.from_bytes.add(bytes.len() as u64);
-            let slices = [GuestSlice::from_mut(bytes)];
-            let data = GuestBuf::new(&slices);
-            let Some(ethernet) = Ethernet::read(data) else {
-                counters.count_drop(DropReason::Malformed);
-                continue;
-            };
-            let frame = Frame { header: Some(header), ethernet, prefix: Prefix::default(), data };
-            rule.send(port, frame, &mut delivery);
-        }
+            counters.from_bytes.add(data.len() as u64);
+            match Ethernet::read(data) {
+                Some(ethernet) => {
+                    let frame = Frame { header: Some(header), ethernet, prefix: Prefix::default(), data };
+                    rule.send(port, frame, &mut delivery);
+                }
+                None => counters.count_drop(DropReason::Malformed),
+            }
+        });
+        let work = result.unwrap_or_else(|error| {
+            delivery.report(Event::UplinkFailed { port, error });
+            0
+        });
         delivery.finish();
         work
     }

@@ -2,6 +2,7 @@
 
 mod policy;
 mod port;
+mod uplink;
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -9,8 +10,10 @@ use std::str::FromStr;
 use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand};
 use ringway_check::Device;
 use ringway_net::Mac;
+use ringway_net::switch::PortPolicy;
 
 pub(crate) use self::port::{MirrorArg, PortArg};
+pub(crate) use self::uplink::UplinkArg;
 
 /// Gives virtual machines their network over vhost-user sockets.
 ///
@@ -82,9 +85,16 @@ pub(crate) struct Switch {
     #[arg(long = "mirror", value_name = "NAME=WATCHER")]
     pub(crate) mirrors: Vec<MirrorArg>,
 
-    /// A further port: a tap interface of this host, created if it does not exist
-    #[arg(long, value_name = "tap:IFNAME", value_parser = tap)]
-    pub(crate) uplink: Option<String>,
+    /// A further port: an interface of this host
+    ///
+    /// tap:IFNAME is a tap, created if it does not exist. macvtap:IFNAME is a macvtap that exists; of frames from outside
+    /// it takes those for its own address, unless its mode is passthru. packet:IFNAME is a packet socket on any interface,
+    /// which is to have no IP address.
+    ///
+    /// Options follow, each after a comma: mac=ADDRESS gives the interface that address. Those of VLANs, trust and rates
+    /// are those of --port.
+    #[arg(long = "uplink", value_name = "tap:IFNAME|macvtap:IFNAME|packet:IFNAME[,OPTION…]")]
+    pub(crate) uplinks: Vec<UplinkArg>,
 
     #[command(flatten)]
     pub(crate) workers: Workers,
@@ -112,10 +122,18 @@ pub(crate) struct Net {
 
     /// Where the frames go
     ///
-    /// tap:IFNAME is an interface of this host, created if it does not exist. The others are for tests and
-    /// benchmarks: sink reads frames and drops them; echo returns each frame with its addresses swapped;
-    /// generate, or generate:SIZE, sends broadcast frames of SIZE bytes (60) as fast as the guest takes them.
-    #[arg(long, value_name = "tap:IFNAME|sink|echo|generate[:SIZE]", default_value = "sink")]
+    /// tap:IFNAME is a tap of this host, created if it does not exist; macvtap:IFNAME is a macvtap, whose address is the
+    /// device's unless --mac says another; packet:IFNAME is a packet socket on any interface. Behind a comma, mac=ADDRESS
+    /// gives the interface that address.
+    ///
+    /// The others are for tests and benchmarks: sink reads frames and drops them; echo returns each frame with its
+    /// addresses swapped; generate, or generate:SIZE, sends broadcast frames of SIZE bytes (60) as fast as the guest
+    /// takes them.
+    #[arg(
+        long,
+        value_name = "tap:IFNAME|macvtap:IFNAME|packet:IFNAME[,mac=ADDRESS]|sink|echo|generate[:SIZE]",
+        default_value = "sink"
+    )]
     pub(crate) uplink: Uplink,
 
     /// MAC address that the device tells its driver
@@ -320,7 +338,7 @@ const FRAME_SIZES: std::ops::RangeInclusive<usize> = 60..=65535;
 /// The uplink of a single device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Uplink {
-    Tap(String),
+    Host(UplinkArg),
     Sink,
     Echo,
     Generate(usize),
@@ -338,17 +356,15 @@ impl FromStr for Uplink {
                 Ok(size) if FRAME_SIZES.contains(&size) => Ok(Self::Generate(size)),
                 _ => Err(format!("{size:?} is not a size from 60 to 65535 bytes")),
             },
-            Some(("tap", _)) => tap(text).map(Self::Tap),
-            _ => Err("it is tap:IFNAME, sink, echo or generate[:SIZE]".into()),
+            Some(("tap" | "macvtap" | "packet", _)) => {
+                let uplink: UplinkArg = text.parse()?;
+                let is_plain = uplink.policy == PortPolicy::default();
+                is_plain
+                    .then_some(Self::Host(uplink))
+                    .ok_or_else(|| "the options of a switch's port are not for it".into())
+            }
+            _ => Err("it is tap:IFNAME, macvtap:IFNAME, packet:IFNAME, sink, echo or generate[:SIZE]".into()),
         }
-    }
-}
-
-/// The interface of `tap:IFNAME`.
-fn tap(text: &str) -> Result<String, String> {
-    match text.strip_prefix("tap:") {
-        Some(name) if !name.is_empty() => Ok(name.to_owned()),
-        _ => Err("it is tap:IFNAME".into()),
     }
 }
 
@@ -412,7 +428,19 @@ mod tests {
     fn uplinks_are_read() {
         assert_eq!("generate".parse(), Ok(Uplink::Generate(60)));
         assert_eq!("generate:1514".parse(), Ok(Uplink::Generate(1514)));
-        assert_eq!("tap:tap0".parse(), Ok(Uplink::Tap("tap0".into())));
+        let Ok(Uplink::Host(UplinkArg { spec, mac, .. })) = "tap:tap0".parse() else {
+            panic!("an interface")
+        };
+        assert_eq!((spec.to_string().as_str(), mac), ("tap:tap0", None));
+        let Ok(Uplink::Host(UplinkArg { spec, mac, .. })) = "packet:e,mac=02:00:00:00:00:01".parse() else {
+            panic!("an interface")
+        };
+        assert_eq!((spec.to_string().as_str(), mac), ("packet:e", Some(Mac::new([2, 0, 0, 0, 0, 1]))));
+        for wrong in
+            ["tap:t,vlan=5", "tap:t,mac=1", "tap:t,mac", "tap:t,", "sink,mac=02:00:00:00:00:01", "macvtap:"]
+        {
+            assert!(wrong.parse::<Uplink>().is_err(), "{wrong}");
+        }
         for wrong in ["", "tap", "tap:", "sink:1", "generate:59", "generate:65536", "generate:x", "echo:"] {
             assert!(wrong.parse::<Uplink>().is_err(), "{wrong}");
         }

@@ -167,7 +167,12 @@ fn obey(event: Event, endpoints: &mut [Endpoint<GuestDevice>], names: &[String])
             }
         }
         Event::Command { port } => serve_control(&mut endpoints[port], &names[port]),
-        Event::TapFailed { port, error } => error!("port {}: the interface is gone: {error}", names[port]),
+        Event::UplinkFailed { port, error }
+            if error.raw_os_error() == Some(Errno::NETDOWN.raw_os_error()) =>
+        {
+            warn!("port {}: the interface is down; frames go on when it is up", names[port]);
+        }
+        Event::UplinkFailed { port, error } => error!("port {}: the interface is gone: {error}", names[port]),
     }
 }
 

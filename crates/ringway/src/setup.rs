@@ -10,9 +10,10 @@ use ringway_net::control::GuestDevice;
 use ringway_net::handover::PlaneState;
 use ringway_net::plane::{Options, Plane, PortSpec};
 use ringway_net::switch::Mirror;
-use ringway_net::{Forward, Mac, Tap};
+use ringway_net::{Forward, Mac, Uplink, UplinkKind};
 use ringway_vhost::endpoint::{Endpoint, Source};
 
+use crate::args::UplinkArg;
 use crate::capture::Captures;
 use crate::serve::{Server, Signals};
 use crate::upgrade::{Predecessor, Program};
@@ -41,7 +42,7 @@ struct Guest {
 /// A server to be.
 pub(crate) struct Plan {
     guests: Vec<Guest>,
-    tap: Option<String>,
+    uplinks: Vec<UplinkArg>,
     options: Options,
     captures: Vec<args::CaptureArg>,
 }
@@ -52,7 +53,7 @@ pub(crate) fn switch(args: &args::Switch) -> Result<()> {
     let mut names = HashSet::new();
     let mut guests = Vec::new();
     for port in &args.ports {
-        if !names.insert(&port.name) {
+        if !names.insert(port.name.clone()) {
             bail!("port {}: the name is given twice", port.name);
         }
         let path = port.socket.clone();
@@ -71,10 +72,17 @@ pub(crate) fn switch(args: &args::Switch) -> Result<()> {
         guests.push(Guest { name: port.name.clone(), place, settings, postcopy: port.postcopy });
     }
     let mut options = options(&args.workers, Forward::Switch);
-    options.policies = args.ports.iter().map(|port| port.policy.clone()).collect();
+    let uplinks = args.uplinks.iter().map(|uplink| &uplink.policy);
+    options.policies = args.ports.iter().map(|port| &port.policy).chain(uplinks).cloned().collect();
     options.mirrors = mirrors(args)?;
     check_pins(&args.ports)?;
-    Plan { guests, tap: args.uplink.clone(), options, captures: args.captures.captures.clone() }.run(&signals)
+    for uplink in &args.uplinks {
+        if !names.insert(uplink.spec.to_string()) {
+            bail!("uplink {}: it is given twice", uplink.spec);
+        }
+    }
+    Plan { guests, uplinks: args.uplinks.clone(), options, captures: args.captures.captures.clone() }
+        .run(&signals)
 }
 
 /// `ringway net`.
@@ -85,17 +93,20 @@ pub(crate) fn net(args: &args::Net) -> Result<()> {
         (None, Some(fd)) => Place::Inherited(fd),
         _ => bail!("say where front-ends attach: --socket-path=PATH, or --fd=N for an inherited socket"),
     };
-    let (forward, tap) = match &args.uplink {
-        args::Uplink::Tap(name) => (Forward::Wire, Some(name.clone())),
+    let (forward, uplink) = match &args.uplink {
+        args::Uplink::Host(uplink) => (Forward::Wire, Some(uplink.clone())),
         args::Uplink::Sink => (Forward::Sink, None),
         args::Uplink::Echo => (Forward::Echo, None),
         args::Uplink::Generate(size) => (Forward::Generate(*size), None),
     };
-    // The kernel segments what a tap is given, and a sink takes anything. What an echo returns must be what the
+    // A macvtap takes frames for one address: the driver is told to use it.
+    let macvtap = uplink.as_ref().filter(|uplink| uplink.spec.kind == UplinkKind::Macvtap);
+    let macvtap_mac = macvtap.map(|uplink| uplink.mac.map_or_else(|| uplink.spec.mac(), Ok)).transpose()?;
+    // The kernel segments what an uplink is given, and a sink takes anything. What an echo returns must be what the
     // guest takes.
     let segmentation = matches!(forward, Forward::Wire | Forward::Sink);
     let settings = Settings {
-        mac: args.mac.map(Mac::octets),
+        mac: args.mac.or(macvtap_mac).map(Mac::octets),
         mtu: args.mtu,
         max_pairs: args.queues,
         segmentation,
@@ -106,7 +117,13 @@ pub(crate) fn net(args: &args::Net) -> Result<()> {
     };
     let guest = Guest { name: "net".into(), place, settings, postcopy: args.postcopy };
     let options = options(&args.workers, forward);
-    Plan { guests: vec![guest], tap, options, captures: args.captures.captures.clone() }.run(&signals)
+    Plan {
+        guests: vec![guest],
+        uplinks: uplink.into_iter().collect(),
+        options,
+        captures: args.captures.captures.clone(),
+    }
+    .run(&signals)
 }
 
 fn options(args: &args::Workers, forward: Forward) -> Options {
@@ -178,13 +195,14 @@ impl Plan {
         serve::serve(server, signals, &program)
     }
 
-    /// Opens the sockets and the tap, and starts the workers.
+    /// Opens the uplinks and the sockets, and starts the workers.
     fn start(&self) -> Result<Server> {
+        // Who sees a socket can rely on the rest.
+        let uplinks = self.uplinks.iter().map(|uplink| self.open_uplink(uplink)).collect::<Result<_>>()?;
         let open = |guest: &Guest| guest.place.open(&guest.name);
         let sources = self.guests.iter().map(open).collect::<Result<Vec<_>>>()?;
         let devices = self.devices()?;
-        let tap = self.tap.as_deref().map(Tap::open).transpose()?;
-        let plane = Plane::start(self.ports(tap), &self.options).context("cannot start the workers")?;
+        let plane = Plane::start(self.ports(uplinks), &self.options).context("cannot start the workers")?;
         let devices = self.guest_devices(devices, &plane);
         let endpoints = self.guests.iter().zip(sources).zip(devices);
         let endpoints =
@@ -196,10 +214,12 @@ impl Plan {
         Ok(server)
     }
 
-    /// The ports' names, the tap's last.
-    pub(crate) fn names(&self) -> Vec<String> {
-        let tap = self.tap.iter().map(|name| format!("tap:{name}"));
-        self.guests.iter().map(|guest| guest.name.clone()).chain(tap).collect()
+    fn open_uplink(&self, uplink: &UplinkArg) -> Result<Uplink> {
+        let opened = Uplink::open(&uplink.spec, self.options.workers)?;
+        if let Some(mac) = uplink.mac {
+            uplink.spec.set_mac(mac)?;
+        }
+        Ok(opened)
     }
 
     /// The captures that it starts with.
@@ -207,9 +227,15 @@ impl Plan {
         Captures::start(&self.captures, &self.names(), plane, goes_on)
     }
 
-    /// Whether the last port is a tap.
-    pub(crate) fn has_tap(&self) -> bool {
-        self.tap.is_some()
+    /// The ports' names, the uplinks' last.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let uplinks = self.uplinks.iter().map(|uplink| uplink.spec.to_string());
+        self.guests.iter().map(|guest| guest.name.clone()).chain(uplinks).collect()
+    }
+
+    /// The last ports are uplinks, of these kinds.
+    pub(crate) fn uplinks(&self) -> impl ExactSizeIterator<Item = UplinkKind> {
+        self.uplinks.iter().map(|uplink| uplink.spec.kind)
     }
 
     /// The guests' devices.
@@ -220,8 +246,8 @@ impl Plan {
     }
 
     /// A plane that goes on where another was, once it is resumed.
-    pub(crate) fn restore_plane(&self, tap: Option<Tap>, state: &PlaneState) -> Result<Plane> {
-        Plane::restore(self.ports(tap), &self.options, state).context("cannot start the workers")
+    pub(crate) fn restore_plane(&self, uplinks: Vec<Uplink>, state: &PlaneState) -> Result<Plane> {
+        Plane::restore(self.ports(uplinks), &self.options, state).context("cannot start the workers")
     }
 
     /// The devices as their sessions see them.
@@ -235,9 +261,9 @@ impl Plan {
         })
     }
 
-    /// The plane's ports: the guests, then the tap.
-    fn ports(&self, tap: Option<Tap>) -> Vec<PortSpec> {
+    /// The plane's ports: the guests, then the uplinks.
+    fn ports(&self, uplinks: Vec<Uplink>) -> Vec<PortSpec> {
         let guests = self.guests.iter().map(|_| PortSpec::Guest);
-        guests.chain(tap.map(PortSpec::Tap)).collect()
+        guests.chain(uplinks.into_iter().map(PortSpec::Uplink)).collect()
     }
 }

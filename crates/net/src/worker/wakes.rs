@@ -1,4 +1,4 @@
-//! What wakes a thread: kicks, taps, the other threads.
+//! What wakes a thread: kicks, uplinks, the other threads.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
@@ -14,8 +14,8 @@ pub(crate) enum Token {
     Tx(usize),
     /// A receive ring that is cared for was kicked.
     Care,
-    /// The tap at this place can be read.
-    Tap(usize),
+    /// The uplink at this place can be read.
+    Uplink(usize),
     /// The control queue of this port was kicked.
     Command(usize),
 }
@@ -26,7 +26,7 @@ impl Token {
             Self::Wake => (0, 0),
             Self::Tx(place) => (1, place),
             Self::Care => (2, 0),
-            Self::Tap(place) => (3, place),
+            Self::Uplink(place) => (3, place),
             Self::Command(port) => (4, port),
         };
         epoll::EventData::new_u64(kind << 32 | value as u64)
@@ -37,7 +37,7 @@ impl Token {
         match data.u64() >> 32 {
             1 => Self::Tx(value),
             2 => Self::Care,
-            3 => Self::Tap(value),
+            3 => Self::Uplink(value),
             4 => Self::Command(value),
             _ => Self::Wake,
         }
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn tokens_come_back() {
-        for token in [Token::Wake, Token::Tx(7), Token::Care, Token::Tap(1), Token::Command(999)] {
+        for token in [Token::Wake, Token::Tx(7), Token::Care, Token::Uplink(1), Token::Command(999)] {
             assert_eq!(Token::decode(token.encode()), token);
         }
     }

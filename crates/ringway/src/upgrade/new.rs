@@ -77,10 +77,12 @@ impl Predecessor {
 fn restore(plan: &Plan, devices: Vec<NetDevice>, state: State, mut files: FilesIn) -> Result<Server> {
     let State { since: _, ports, plane: mut plane_state } = state;
     let names = plan.names();
-    let guests = names.len() - usize::from(plan.has_tap());
+    let guests = names.len() - plan.uplinks().len();
     ensure!(ports.iter().map(|port| &port.name).eq(&names[..guests]), "the other server has other ports");
-    let tap = plan.has_tap().then(|| plane_state.take_tap(guests, &mut files)).transpose()?;
-    let plane = plan.restore_plane(tap, &plane_state)?;
+    let uplinks = (guests..).zip(plan.uplinks());
+    let uplinks = uplinks.map(|(port, kind)| plane_state.take_uplink(port, kind, &mut files));
+    let uplinks = uplinks.collect::<Result<_, _>>()?;
+    let plane = plan.restore_plane(uplinks, &plane_state)?;
     let endpoints = ports.into_iter().zip(plan.guest_devices(devices, &plane)).map(|(port, mut device)| {
         let name = port.name.clone();
         let endpoint = device

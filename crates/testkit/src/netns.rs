@@ -93,6 +93,16 @@ impl Netns {
         Ok(())
     }
 
+    /// Makes a wire: `inside` is its end here, up with an address of IP (`10.0.0.1/24`), and `outside` its end in the
+    /// namespace of the caller, up and of no use to IP. It is gone with this namespace.
+    pub fn add_wire(&self, outside: &str, inside: &str, address: &str) -> Result<()> {
+        let ip = |args: &[&str]| output(Command::new(find_program("ip")?).args(args));
+        ip(&["link", "add", outside, "type", "veth", "peer", "name", inside])?;
+        silence(outside)?;
+        ip(&["link", "set", outside, "up"])?;
+        self.adopt(inside, address)
+    }
+
     /// A command to be run here; the program's name, or its whole path.
     pub fn command(&self, program: &str) -> Result<Command> {
         let mut command = Command::new(find_program("nsenter")?);
@@ -129,6 +139,12 @@ impl Netns {
 pub fn interface_name() -> String {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     format!("rw{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Has an interface of the caller's namespace send nothing unasked for.
+pub fn silence(interface: &str) -> Result<()> {
+    let path = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
+    std::fs::write(&path, "1").with_context(|| path)
 }
 
 /// Runs a command to its end.

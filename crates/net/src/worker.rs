@@ -381,7 +381,7 @@ impl Worker {
             return Turn::Idle(polled.into_iter().chain(due).min().map(timespec));
         }
         let look = if work == 0 { IDLE_LOOK } else { LOOK };
-        if (self.rings.has_cold() || !self.uplinks.is_empty())
+        if (self.rings.has_cold() || self.uplinks.iter().any(|(_, uplink)| uplink.needs_look()))
             && self.now.saturating_duration_since(self.last_look) >= look
         {
             self.last_look = self.now;

@@ -278,6 +278,11 @@ impl UplinkReader {
         self.is_ready = true;
     }
 
+    /// Whether it takes a system call to see that there is something to read.
+    pub(crate) fn needs_look(&self) -> bool {
+        matches!(self.source, Source::Tap(_))
+    }
+
     /// Whether there may be something to read.
     #[inline]
     pub(crate) fn is_ready(&self) -> bool {

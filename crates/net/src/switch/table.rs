@@ -25,7 +25,8 @@ use crate::handover::Learned;
 
 /// Seconds after which an address that sent nothing is forgotten.
 pub(super) const MAX_AGE: u64 = 300;
-/// The most addresses in the table, if the ports' limits allow more: so many, or so many for each port.
+/// The most addresses in the table, if the ports' limits allow more: so many, or so many for each port, or twice the
+/// largest limit.
 const CAPACITY: usize = 32 * 1024;
 const CAPACITY_PER_PORT: usize = 64;
 /// How many sweeps look at the whole table once.
@@ -157,7 +158,8 @@ impl Table {
         let limits: Vec<usize> = limits.into_iter().collect();
         let ports = limits.len().max(1);
         let total = limits.iter().fold(1, |sum: usize, &limit| sum.saturating_add(limit));
-        let capacity = total.min(CAPACITY.max(CAPACITY_PER_PORT * ports));
+        let largest = limits.iter().copied().max().unwrap_or_default();
+        let capacity = total.min(CAPACITY.max(CAPACITY_PER_PORT * ports).max(largest.saturating_mul(2)));
         let reserved = |limit: usize| limit.min(capacity / ports / 2);
         let most_beyond = capacity - limits.iter().map(|&limit| reserved(limit)).sum::<usize>();
         let account = |&limit| Account {

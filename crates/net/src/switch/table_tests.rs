@@ -79,6 +79,13 @@ fn ports_are_bounded() {
     assert!(table.learn(key(1), 0, 0), "room is made again");
 }
 
+/// A limit that is said can be reached.
+#[test]
+fn a_port_gets_what_it_is_told() {
+    let table = table(&[60_000, 4096, 4096]);
+    assert_eq!([fill(&table, 1, 5000, 0), fill(&table, 0, 70_000, 0)], [4096, 60_000]);
+}
+
 /// However many ports there are, and whatever the others do, each can have a few; and the table stays small.
 #[test]
 fn every_port_has_a_share() {

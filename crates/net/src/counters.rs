@@ -68,7 +68,7 @@ drops! {
     Secured = "secured",
     /// Counted at the sender: too many frames for all.
     Storm = "storm",
-    /// Counted at the receiver: more than its rate.
+    /// Counted at the receiver: more than its rate; or at an uplink that it came from.
     Limited = "limited",
 }
 

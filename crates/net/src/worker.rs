@@ -136,6 +136,13 @@ impl Rule<'_> {
         }
     }
 
+    /// Whether a frame may come from an uplink, which cannot be made to wait; it is counted if so.
+    #[inline]
+    fn may_come(&self, port: usize, bytes: usize) -> bool {
+        let meter = if self.switch.is_metered() { self.switch.sending(port) } else { None };
+        meter.is_none_or(|meter| meter.admit(bytes, self.now.nanos))
+    }
+
     /// Sends a frame where it belongs.
     #[inline]
     fn send(&mut self, from: usize, mut frame: Frame<'_>, delivery: &mut Delivery<'_>) {
@@ -529,6 +536,7 @@ impl Worker {
             counters.from_frames.add(1);
             counters.from_bytes.add(data.len() as u64);
             match Ethernet::read(data) {
+                Some(_) if !rule.may_come(port, data.len()) => counters.count_drop(DropReason::Limited),
                 Some(ethernet) => {
                     let frame = Frame { header: Some(header), ethernet, prefix: Prefix::default(), data };
                     rule.send(port, frame, &mut delivery);

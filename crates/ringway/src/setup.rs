@@ -9,7 +9,7 @@ use ringway_device::net::{NetDevice, Settings};
 use ringway_net::control::GuestDevice;
 use ringway_net::handover::PlaneState;
 use ringway_net::plane::{Options, Plane, PortSpec};
-use ringway_net::switch::Mirror;
+use ringway_net::switch::{Mirror, PortPolicy};
 use ringway_net::{Forward, Mac, Uplink, UplinkKind};
 use ringway_vhost::endpoint::{Endpoint, Source};
 
@@ -72,10 +72,10 @@ pub(crate) fn switch(args: &args::Switch) -> Result<()> {
         guests.push(Guest { name: port.name.clone(), place, settings, postcopy: port.postcopy });
     }
     let mut options = options(&args.workers, Forward::Switch);
-    let uplinks = args.uplinks.iter().map(|uplink| &uplink.policy);
-    options.policies = args.ports.iter().map(|port| &port.policy).chain(uplinks).cloned().collect();
-    options.mirrors = mirrors(args)?;
-    check_pins(&args.ports)?;
+    let policies = policies(args);
+    check_pins(&policies)?;
+    options.mirrors = mirrors(args, &policies)?;
+    options.policies = policies.into_iter().map(|(_, policy)| policy).collect();
     for uplink in &args.uplinks {
         if !names.insert(uplink.spec.to_string()) {
             bail!("uplink {}: it is given twice", uplink.spec);
@@ -132,10 +132,17 @@ fn options(args: &args::Workers, forward: Forward) -> Options {
     Options { workers: args.count, pin: args.pin.clone(), busy_poll, forward, policies, mirrors }
 }
 
+/// The rules of the switch's ports, each with its port's name: the guests', then the uplinks'.
+fn policies(args: &args::Switch) -> Vec<(String, PortPolicy)> {
+    let guests = args.ports.iter().map(|port| (port.name.clone(), port.policy.clone()));
+    let uplinks = args.uplinks.iter().map(|uplink| (uplink.spec.to_string(), uplink.policy.clone()));
+    guests.chain(uplinks).collect()
+}
+
 /// Who watches whom, by the ports' places.
-fn mirrors(args: &args::Switch) -> Result<Vec<Mirror>> {
+fn mirrors(args: &args::Switch, ports: &[(String, PortPolicy)]) -> Result<Vec<Mirror>> {
     let place = |name: &str| {
-        let place = args.ports.iter().position(|port| port.name == name);
+        let place = ports.iter().position(|(port, _)| port == name);
         place.with_context(|| format!("--mirror: there is no port {name}"))
     };
     let mirror = |mirror: &args::MirrorArg| {
@@ -148,12 +155,12 @@ fn mirrors(args: &args::Switch) -> Result<Vec<Mirror>> {
 }
 
 /// No address is pinned to two ports that share a VLAN: neither could be trusted to be it.
-fn check_pins(ports: &[args::PortArg]) -> Result<()> {
-    for (at, port) in ports.iter().enumerate() {
-        for other in &ports[..at] {
-            let shared = port.policy.pinned.iter().find(|mac| other.policy.pinned.contains(mac));
-            if let Some(mac) = shared.filter(|_| port.policy.mode.meets(&other.policy.mode)) {
-                bail!("{mac} is pinned to port {} and to port {}, which share a VLAN", other.name, port.name);
+fn check_pins(ports: &[(String, PortPolicy)]) -> Result<()> {
+    for (at, (name, policy)) in ports.iter().enumerate() {
+        for (other_name, other) in &ports[..at] {
+            let shared = policy.pinned.iter().find(|mac| other.pinned.contains(mac));
+            if let Some(mac) = shared.filter(|_| policy.mode.meets(&other.mode)) {
+                bail!("{mac} is pinned to port {other_name} and to port {name}, which share a VLAN");
             }
         }
     }

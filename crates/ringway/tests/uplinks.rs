@@ -344,6 +344,40 @@ fn packet_sockets_change_nothing() {
     }
 }
 
+/// An uplink has rules as any port has: its host knows no tags, the guest sees them, and what comes too fast is dropped.
+#[test]
+fn an_uplink_has_rules() {
+    let (host, inside) = (Netns::new().unwrap(), netns::interface_name());
+    let uplink = format!("--uplink=tap:{inside},vlan=7,tx-frames=1");
+    let mirror = format!("--mirror=tap:{inside}=m");
+    let server = Server::switch(Path::new(PROGRAM), &["a", "m"], &[&uplink, &mirror]).unwrap();
+    host.adopt(&inside, HOST_NET).unwrap();
+    let [mut a, mut m] = ["a", "m"]
+        .map(|port| NetFrontend::up(server.socket(port), feature::VERSION_1, Options::default()).unwrap());
+    // Who has the host's address? Tell the guest (RFC 826).
+    let ask = [&[0, 1, 8, 0, 6, 4, 0, 1][..], &GUEST_MAC, &GUEST.octets(), &[0; 6], &HOST.octets()].concat();
+    let ask = frame::ethernet(frame::BROADCAST, GUEST_MAC, 0x0806, &ask);
+    a.send_frame(&ask).unwrap();
+    a.send_frame(&frame::tagged(&ask, 8)).unwrap();
+    for _ in 0..100 {
+        a.send_frame(&frame::tagged(&ask, 7)).unwrap();
+    }
+    loop {
+        let (_, got) = a.recv_frame(LIMIT).unwrap().expect("the host's answer");
+        assert_eq!(got[12..16], [0x81, 0, 0, 7], "all that the host sends is in the VLAN");
+        // It has other things to say, too.
+        if got[16..18] == [8, 6] && got[24..26] == [0, 2] {
+            break;
+        }
+    }
+    while m.recv_frame(LIMIT).unwrap().expect("the watcher sees the question").1 != ask {}
+    let deadline = Instant::now() + LIMIT;
+    while server.counters().unwrap().get(&format!("tap:{inside}"), "limited") < 50 {
+        assert!(Instant::now() < deadline, "{:?}", server.counters());
+    }
+    assert_eq!(server.counters().unwrap().get("a", "filtered"), 2, "nobody else is in the other VLANs");
+}
+
 /// The interface gets the address that is said, and a macvtap's is the device's.
 #[test]
 fn uplinks_have_addresses() {

@@ -25,12 +25,16 @@ pub const F_GUEST_TSO4: u64 = 1 << 7;
 pub const F_GUEST_TSO6: u64 = 1 << 8;
 /// The driver takes TSO frames with ECN.
 pub const F_GUEST_ECN: u64 = 1 << 9;
+/// The driver takes UDP datagrams to be fragmented.
+pub const F_GUEST_UFO: u64 = 1 << 10;
 /// The device takes TCP over IPv4 frames to be segmented.
 pub const F_HOST_TSO4: u64 = 1 << 11;
 /// The device takes TCP over IPv6 frames to be segmented.
 pub const F_HOST_TSO6: u64 = 1 << 12;
 /// The device takes TSO frames with ECN.
 pub const F_HOST_ECN: u64 = 1 << 13;
+/// The device takes UDP datagrams to be fragmented.
+pub const F_HOST_UFO: u64 = 1 << 14;
 /// The driver merges receive buffers.
 pub const F_MRG_RXBUF: u64 = 1 << 15;
 /// The configuration's `status` field is there.
@@ -49,6 +53,12 @@ pub const F_GUEST_ANNOUNCE: u64 = 1 << 21;
 pub const F_MQ: u64 = 1 << 22;
 /// The driver may set the MAC address.
 pub const F_CTRL_MAC_ADDR: u64 = 1 << 23;
+/// The driver takes UDP over IPv4 frames to be segmented.
+pub const F_GUEST_USO4: u64 = 1 << 54;
+/// The driver takes UDP over IPv6 frames to be segmented.
+pub const F_GUEST_USO6: u64 = 1 << 55;
+/// The device takes UDP frames to be segmented.
+pub const F_HOST_USO: u64 = 1 << 56;
 /// The device says the hash of each frame.
 pub const F_HASH_REPORT: u64 = 1 << 57;
 /// Receive queues are chosen by a hash and a table of the driver's.
@@ -137,8 +147,12 @@ pub const HDR_F_DATA_VALID: u8 = 2;
 pub const GSO_NONE: u8 = 0;
 /// TCP over IPv4, to be segmented.
 pub const GSO_TCPV4: u8 = 1;
+/// A UDP datagram, to be fragmented.
+pub const GSO_UDP: u8 = 3;
 /// TCP over IPv6, to be segmented.
 pub const GSO_TCPV6: u8 = 4;
+/// UDP, to be segmented: a datagram of each piece.
+pub const GSO_UDP_L4: u8 = 5;
 /// Flag beside the type: TCP has ECN set.
 pub const GSO_ECN: u8 = 0x80;
 

@@ -22,7 +22,7 @@ mod fabric;
 mod frame;
 mod generator;
 pub mod handover;
-mod offload;
+pub mod offload;
 pub mod plane;
 mod port;
 pub mod switch;

@@ -41,13 +41,14 @@ fn run(target: Target, data: &[u8]) {
 /// What is kept in `fuzz/corpus`: it goes deeper than chance, and has been where something was found.
 #[test]
 fn corpus() {
-    let targets: [(&str, Target); 6] = [
+    let targets: [(&str, Target); 7] = [
         ("session", hostile::session),
         ("split_device", hostile::split_device),
         ("packed_device", hostile::packed_device),
         ("split_driver", hostile::split_driver),
         ("packed_driver", hostile::packed_driver),
         ("pair", hostile::pair),
+        ("segmenter", hostile::segmenter),
     ];
     for (name, target) in targets {
         let folder = format!("{}/../../fuzz/corpus/{name}", env!("CARGO_MANIFEST_DIR"));
@@ -162,5 +163,10 @@ proptest! {
     #[test]
     fn pair(data in bytes(256)) {
         run(hostile::pair, &data);
+    }
+
+    #[test]
+    fn segmenter(data in bytes(256)) {
+        run(hostile::segmenter, &data);
     }
 }

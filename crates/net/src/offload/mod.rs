@@ -1,5 +1,18 @@
-//! What a sender left undone and a receiver cannot do: completing a checksum.
+//! What a sender left undone and a receiver cannot do: completing a checksum, cutting a frame into segments.
+//!
+//! Not here: who takes what as it is (`ringway_device::net::Offloads`).
 
+pub mod checksum;
+mod segment;
+
+pub use segment::{MAX_HEADERS, Segment, SegmentError, Segmenter};
+
+use std::hash::BuildHasher;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use checksum::Sum;
+use foldhash::quality::RandomState;
 use ringway_device::net::Checksum;
 
 use crate::frame::Frame;
@@ -18,24 +31,27 @@ pub(crate) fn complete_checksum<'s>(
         return None;
     }
     frame.copy_to(scratch);
-    let sum = ones_complement(scratch.get(checksum.start..)?);
-    // A sum of zero is sent as its other form: zero means "none" to UDP, and is the same to TCP.
-    let sum = if sum == 0 { 0xffff } else { sum };
-    scratch.get_mut(checksum.at..checksum.at + 2)?.copy_from_slice(&sum.to_be_bytes());
-    Some(scratch)
+    complete(scratch, checksum).then_some(scratch)
 }
 
-/// The Internet checksum (RFC 1071) of `bytes`.
-fn ones_complement(bytes: &[u8]) -> u16 {
-    let (words, rest) = bytes.as_chunks::<2>();
-    let mut sum: u64 = words.iter().map(|&w| u64::from(u16::from_be_bytes(w))).sum();
-    if let [last] = rest {
-        sum += u64::from(*last) << 8;
-    }
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
+/// Completes the checksum of a frame that is here; `false` if it is outside of it.
+pub fn complete(frame: &mut [u8], Checksum { start, at }: Checksum) -> bool {
+    let Some(summed) = frame.get(start..) else { return false };
+    // A sum of zero is sent as its other form: zero means "none" to UDP, and is the same to TCP.
+    let field = match Sum::of(summed).complement().get() {
+        0 => 0xffff,
+        field => field,
+    };
+    let Some(place) = frame.get_mut(at..at + 2) else { return false };
+    place.copy_from_slice(&field.to_be_bytes());
+    true
+}
+
+/// A number for a packet to be fragmented, which nobody foretells (RFC 7739).
+fn identification() -> u32 {
+    static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::default);
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    HASHER.hash_one(COUNT.fetch_add(1, Ordering::Relaxed)) as u32
 }
 
 #[cfg(test)]
@@ -51,15 +67,9 @@ mod tests {
         Frame { header: None, ethernet, prefix: Prefix::default(), data }
     }
 
-    /// [DEV-NET-processing-of-incoming-packets-05] The example of RFC 1071, section 3, with odd lengths and a
-    /// sum that is zero.
+    /// [DEV-NET-processing-of-incoming-packets-05] What is completed is a copy; a sum of zero has another form.
     #[test]
-    fn checksums_are_right() {
-        assert_eq!(ones_complement(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), !0xddf2);
-        assert_eq!(ones_complement(&[0x01]), !0x0100);
-        assert_eq!(ones_complement(&[]), 0xffff);
-        assert_eq!(ones_complement(&vec![0xff; 65535]), 0xff, "no overflow: 32767 × 0xffff + 0xff00");
-
+    fn a_checksum_is_completed() {
         let mut bytes = [9, 9, 0x12, 0x34, 0, 0, 0xed, 0xcb];
         let slices = [GuestSlice::from_mut(&mut bytes)];
         let mut scratch = Vec::new();

@@ -53,7 +53,7 @@ drops! {
     NotReady = "not-ready",
     /// Counted at the receiver: longer than its MTU, or than its buffer without merging.
     TooLong = "too-long",
-    /// Counted at the receiver: would have to be segmented.
+    /// Counted at the receiver: it takes segments only, and the frame cannot be cut.
     Unsegmentable = "unsegmentable",
     /// Counted at the sender: too short for a frame, or a header that contradicts it.
     Malformed = "malformed",
@@ -86,6 +86,10 @@ pub struct Counters {
     pub to_bytes: Counter,
     /// Copies made of frames delivered to the port.
     pub copies: Counter,
+    /// Frames cut into segments for the port, all of which it took.
+    pub segmented: Counter,
+    /// Segments delivered to the port, each of them one of [`Counters::to_frames`].
+    pub segments: Counter,
     /// Times the worker woke up because the driver kicked.
     pub kicks: Counter,
     /// Times the driver was called.
@@ -122,7 +126,7 @@ impl Counters {
 
     /// All counters, by names that stay.
     pub(crate) fn named(&self) -> impl Iterator<Item = (&'static str, &Counter)> {
-        let Self { from_frames, from_bytes, to_frames, to_bytes, copies, .. } = self;
+        let Self { from_frames, from_bytes, to_frames, to_bytes, copies, segmented, segments, .. } = self;
         let Self { kicks, calls, syscalls, sessions, failures, drops, .. } = self;
         let drops = DropReason::ALL.iter().map(|reason| reason.name()).zip(drops);
         [
@@ -131,6 +135,8 @@ impl Counters {
             ("to-frames", to_frames),
             ("to-bytes", to_bytes),
             ("copies", copies),
+            ("segmented", segmented),
+            ("segments", segments),
             ("kicks", kicks),
             ("calls", calls),
             ("syscalls", syscalls),
@@ -151,13 +157,15 @@ impl fmt::Display for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "from {} frames {} bytes, to {} frames {} bytes, copies {}, kicks {}, calls {}, syscalls {}, \
+            "from {} frames {} bytes, to {} frames {} bytes, copies {}, segmented {}, segments {}, kicks {}, calls {}, syscalls {}, \
              sessions {}, failed rings {}, dropped",
             self.from_frames.get(),
             self.from_bytes.get(),
             self.to_frames.get(),
             self.to_bytes.get(),
             self.copies.get(),
+            self.segmented.get(),
+            self.segments.get(),
             self.kicks.get(),
             self.calls.get(),
             self.syscalls.get(),

@@ -10,6 +10,7 @@ use ringway_queue::{Missing, QueueError};
 use crate::capture::{Direction, Probes};
 use crate::counters::{Counters, DropReason};
 use crate::frame::Frame;
+use crate::offload;
 use crate::plane::{Bell, lock};
 use crate::port::guest::{RxQueue, RxRing, Undelivered};
 use crate::port::uplink::UplinkWriter;
@@ -199,16 +200,18 @@ impl<'w> Delivery<'w> {
                 Err(reason) => return counters.count_drop(reason),
             },
             PortKind::Uplink(uplink) => {
-                counters.syscalls.add(1);
-                match uplink.write(frame) {
-                    Ok(()) => {
-                        counters.to_frames.add(1);
-                        counters.to_bytes.add(frame.len() as u64);
-                        self.capture(to, Direction::To, frame);
-                    }
+                let result = if uplink.takes(frame.header) {
+                    write(uplink, frame, counters)
+                } else {
+                    let write = |segment: &Frame<'_>| {
+                        write(uplink, segment, counters).inspect(|()| counters.segments.add(1))
+                    };
+                    offload::cut(frame, true, self.scratch, write).map(|_| counters.segmented.add(1))
+                };
+                return match result {
+                    Ok(()) => self.capture(to, Direction::To, frame),
                     Err(reason) => counters.count_drop(reason),
-                }
-                return;
+                };
             }
         };
         if let Err(error) = self.send_to_ring(to, ring, hash, frame) {
@@ -295,4 +298,14 @@ impl<'w> Delivery<'w> {
     pub(crate) fn finish(mut self) {
         self.close();
     }
+}
+
+/// Writes a frame to a tap.
+#[inline]
+fn write(uplink: &UplinkWriter, frame: &Frame<'_>, counters: &Counters) -> Result<(), DropReason> {
+    counters.syscalls.add(1);
+    uplink.write(frame)?;
+    counters.to_frames.add(1);
+    counters.to_bytes.add(frame.len() as u64);
+    Ok(())
 }

@@ -21,7 +21,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ringway_device::net::Offloads;
-use ringway_spec::net::F_GUEST_CSUM;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
@@ -486,8 +485,8 @@ impl PortSpec {
             Self::Guest => (0..count).map(|_| (PortKind::Guest(Receivers::default()), None)).collect(),
             Self::Uplink(uplink) => {
                 if forward == Forward::Switch {
-                    // It has many receivers: a checksum can be completed for who needs it, a frame not be cut.
-                    uplink.set_offloads(Offloads::new(F_GUEST_CSUM, None))?;
+                    // It has many receivers, and what one of them does not take is done for that one.
+                    uplink.set_offloads(Offloads::all())?;
                 }
                 let queues = uplink.divide(count).into_iter();
                 queues.map(|(reader, writer)| (PortKind::Uplink(writer), reader)).collect()

@@ -6,8 +6,8 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use ringway_device::net::Checksum;
-use ringway_net::Tap;
 use ringway_net::offload::{Segmenter, complete};
+use ringway_net::{Uplink, UplinkKind, UplinkSpec};
 use ringway_spec::net::{
     GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP, GSO_UDP_L4, HDR_F_DATA_VALID, HDR_F_NEEDS_CSUM,
     HDR_LEN, Header,
@@ -27,8 +27,8 @@ const UDP: u8 = 17;
 /// Two taps of a bridge in a namespace of their own.
 struct Kernel {
     _host: Netns,
-    sent: Tap,
-    cut: Tap,
+    sent: Uplink,
+    cut: Uplink,
 }
 
 impl Kernel {
@@ -37,7 +37,8 @@ impl Kernel {
         host.add_bridge("br0", "02:00:00:00:00:01", "10.8.0.1/24").unwrap();
         let open = || {
             let name = netns::interface_name();
-            let tap = host.enter(|| Tap::open(&name)).unwrap().unwrap();
+            let spec = UplinkSpec { kind: UplinkKind::Tap, interface: name.clone() };
+            let tap = host.enter(|| Uplink::open(&spec, 1)).unwrap().unwrap();
             host.run("ip", &["link", "set", &name, "mtu", "65521", "txqueuelen", "5000"]).unwrap();
             host.run("ip", &["link", "set", &name, "master", "br0", "up"]).unwrap();
             // Nothing that sorts frames by flow.

@@ -198,7 +198,7 @@ fn frames_to_be_segmented() {
         (right, true),
         (VnetHeader { hdr_len: 0, ..right }, true),
         (VnetHeader { hdr_len: u16::MAX, ..right }, true),
-        (VnetHeader { gso_type: VnetHeader::GSO_TCPV6, ..right }, true),
+        (VnetHeader { gso_type: VnetHeader::GSO_TCPV6, ..right }, false),
         (VnetHeader { gso_size: 0, ..right }, false),
         (VnetHeader { flags: 0, ..right }, false),
         (VnetHeader { gso_type: VnetHeader::GSO_UDP, ..right }, false),

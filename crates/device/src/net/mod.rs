@@ -17,7 +17,7 @@ mod saved;
 
 pub use command::MAX_COMMAND;
 pub use filter::Filter;
-pub use header::{Checksum, HeaderError, Offloads, Receive};
+pub use header::{Checksum, HeaderError, Offloads, Receive, Work};
 pub use rss::{HEADERS_LEN, Hash, Steering};
 pub use saved::{RestoreError, State, StateError};
 
@@ -25,9 +25,10 @@ use ringway_spec::feature;
 use ringway_spec::net::{
     CTRL_ERR, CTRL_OK, Config, DUPLEX_FULL, F_CSUM, F_CTRL_GUEST_OFFLOADS, F_CTRL_MAC_ADDR, F_CTRL_RX,
     F_CTRL_RX_EXTRA, F_CTRL_VLAN, F_CTRL_VQ, F_GUEST_ANNOUNCE, F_GUEST_CSUM, F_GUEST_ECN, F_GUEST_TSO4,
-    F_GUEST_TSO6, F_HASH_REPORT, F_HOST_ECN, F_HOST_TSO4, F_HOST_TSO6, F_MAC, F_MQ, F_MRG_RXBUF, F_MTU,
-    F_RSS, F_SPEED_DUPLEX, F_STATUS, HDR_LEN, HDR_LEN_HASH, HDR_LEN_LEGACY, MQ_PAIRS_MAX, MQ_PAIRS_MIN,
-    MTU_MIN, RSS_KEY_SIZE, RSS_TABLE_LEN, S_ANNOUNCE, S_LINK_UP, SPEED_MAX,
+    F_GUEST_TSO6, F_GUEST_UFO, F_GUEST_USO4, F_GUEST_USO6, F_HASH_REPORT, F_HOST_ECN, F_HOST_TSO4,
+    F_HOST_TSO6, F_HOST_UFO, F_HOST_USO, F_MAC, F_MQ, F_MRG_RXBUF, F_MTU, F_RSS, F_SPEED_DUPLEX, F_STATUS,
+    HDR_LEN, HDR_LEN_HASH, HDR_LEN_LEGACY, MQ_PAIRS_MAX, MQ_PAIRS_MIN, MTU_MIN, RSS_KEY_SIZE, RSS_TABLE_LEN,
+    S_ANNOUNCE, S_LINK_UP, SPEED_MAX,
 };
 use thiserror::Error;
 use zerocopy::IntoBytes;
@@ -37,17 +38,26 @@ use self::control::Orders;
 use self::filter::Addresses;
 use crate::status::Negotiation;
 
-/// What a feature needs beside it (5.1.3.1). `MQ` needs `CTRL_VQ` too, but a vhost-user front-end that serves
-/// the control queue itself acks `MQ` alone.
+/// What a feature needs one of beside it (5.1.3.1); what needs something comes behind that. Features without these have no
+/// effect. They are not refused: QEMU's `csum=off` alone has Linux ack what needs checksums without them, and never use
+/// it. `MQ` needs `CTRL_VQ` too, but a vhost-user front-end that serves the control queue itself acks `MQ` alone.
 const REQUIRES: &[(u64, u64)] = &[
     (F_GUEST_TSO4, F_GUEST_CSUM),
     (F_GUEST_TSO6, F_GUEST_CSUM),
+    (F_GUEST_ECN, F_GUEST_TSO4 | F_GUEST_TSO6),
+    (F_GUEST_UFO, F_GUEST_CSUM),
+    (F_GUEST_USO4, F_GUEST_CSUM),
+    (F_GUEST_USO6, F_GUEST_CSUM),
     (F_HOST_TSO4, F_CSUM),
     (F_HOST_TSO6, F_CSUM),
+    (F_HOST_ECN, F_HOST_TSO4 | F_HOST_TSO6),
+    (F_HOST_UFO, F_CSUM),
+    (F_HOST_USO, F_CSUM),
 ];
 
 /// The receive side's offloads, which the driver may turn on and off.
-const GUEST_OFFLOADS: u64 = F_GUEST_CSUM | F_GUEST_TSO4 | F_GUEST_TSO6 | F_GUEST_ECN;
+const GUEST_OFFLOADS: u64 =
+    F_GUEST_CSUM | F_GUEST_TSO4 | F_GUEST_TSO6 | F_GUEST_ECN | F_GUEST_UFO | F_GUEST_USO4 | F_GUEST_USO6;
 
 /// Features that mean nothing without the control queue (5.1.3.1).
 const CONTROLLED: u64 = F_CTRL_RX | F_CTRL_VLAN | F_GUEST_ANNOUNCE | F_HASH_REPORT;
@@ -133,7 +143,7 @@ impl NetDevice {
         {
             return Err(SettingsError::Speed(speed));
         }
-        let negotiation = Negotiation::new(offered(&settings), REQUIRES);
+        let negotiation = Negotiation::new(offered(&settings), &[]);
         Ok(Self { settings, negotiation, orders: Orders::default() })
     }
 
@@ -256,7 +266,7 @@ impl NetDevice {
     pub fn offloads(&self) -> Offloads {
         let acked = self.negotiation.acked();
         let off = self.orders.offloads.map_or(0, |on| GUEST_OFFLOADS & !on);
-        Offloads::new(acked & !off, self.settings.mtu)
+        Offloads::new(effective(acked & !off), self.settings.mtu)
     }
 }
 
@@ -269,6 +279,16 @@ pub fn header_len(acked: u64) -> usize {
     }
 }
 
+/// The features acked, without those that lack what they require.
+fn effective(acked: u64) -> u64 {
+    REQUIRES.iter().fold(
+        acked,
+        |acked, (feature, requires)| {
+            if acked & requires == 0 { acked & !feature } else { acked }
+        },
+    )
+}
+
 /// The features of a device of these settings.
 fn offered(settings: &Settings) -> u64 {
     let mut features = feature::VERSION_1 | feature::RING_EVENT_IDX | feature::RING_INDIRECT_DESC;
@@ -277,7 +297,9 @@ fn offered(settings: &Settings) -> u64 {
     features |= F_CSUM | F_GUEST_CSUM | F_MRG_RXBUF | F_STATUS;
     features |= F_CTRL_VQ | F_CTRL_GUEST_OFFLOADS | F_GUEST_ANNOUNCE;
     if settings.segmentation {
-        features |= F_HOST_TSO4 | F_HOST_TSO6 | F_HOST_ECN | F_GUEST_TSO4 | F_GUEST_TSO6 | F_GUEST_ECN;
+        features |= F_HOST_TSO4 | F_HOST_TSO6 | F_HOST_ECN | F_HOST_UFO | F_HOST_USO;
+        features |= F_GUEST_TSO4 | F_GUEST_TSO6 | F_GUEST_ECN;
+        features |= F_GUEST_UFO | F_GUEST_USO4 | F_GUEST_USO6;
     }
     if settings.iommu {
         features |= feature::ACCESS_PLATFORM;

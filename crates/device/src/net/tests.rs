@@ -1,5 +1,5 @@
 use ringway_spec::net::{
-    CTRL_ERR, CTRL_OK, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, HDR_F_NEEDS_CSUM, Header,
+    CTRL_ERR, CTRL_OK, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP, GSO_UDP_L4, HDR_F_NEEDS_CSUM, Header,
 };
 
 use super::*;
@@ -131,13 +131,28 @@ fn the_pairs_command_is_checked() {
     assert_eq!(device.active_pairs(), 8, "without a control queue the transport decides");
 }
 
-/// [DEV-CORE-features-02] What needs a checksum offload is refused without it.
+/// What needs a checksum offload, or TCP of either IP, has no effect without it, and costs nobody the session.
 #[test]
-fn segmentation_needs_checksums() {
-    let mut device = NetDevice::new(SETTINGS).unwrap();
-    assert!(device.negotiation_mut().ack(F_HOST_TSO4).is_err());
-    assert!(device.negotiation_mut().ack(F_GUEST_TSO6).is_err());
-    device.negotiation_mut().ack(F_GUEST_TSO6 | F_GUEST_CSUM | F_HOST_TSO4 | F_CSUM).unwrap();
+fn features_need_others() {
+    let effect = |features| device(features).offloads().acked();
+    for feature in [F_GUEST_TSO4, F_GUEST_TSO6, F_GUEST_UFO, F_GUEST_USO4, F_GUEST_USO6] {
+        assert_eq!(effect(feature | F_CSUM), F_CSUM, "{feature:#x}");
+        assert_eq!(effect(feature | F_GUEST_CSUM), feature | F_GUEST_CSUM);
+    }
+    for feature in [F_HOST_TSO4, F_HOST_TSO6, F_HOST_UFO, F_HOST_USO] {
+        assert_eq!(effect(feature | F_GUEST_CSUM), F_GUEST_CSUM, "{feature:#x}");
+        assert_eq!(effect(feature | F_CSUM), feature | F_CSUM);
+    }
+    for (ecn, csum, tcp, udp) in [
+        (F_GUEST_ECN, F_GUEST_CSUM, [F_GUEST_TSO4, F_GUEST_TSO6], F_GUEST_UFO),
+        (F_HOST_ECN, F_CSUM, [F_HOST_TSO4, F_HOST_TSO6], F_HOST_USO),
+    ] {
+        for tcp in tcp {
+            assert_eq!(effect(ecn | csum | tcp), ecn | csum | tcp);
+            assert_eq!(effect(ecn | tcp), 0, "one needs the other, which needs a third");
+        }
+        assert_eq!(effect(ecn | csum | udp), csum | udp);
+    }
 }
 
 fn partial(start: u16, offset: u16) -> Header {
@@ -174,22 +189,41 @@ fn a_checksum_outside_of_the_frame_is_malformed() {
     );
 }
 
-/// [DEV-NET-packet-transmission-08] A type that was not negotiated, is unknown, or comes without its checksum
-/// or its size is malformed.
+/// Each type of frame to be segmented, with the features by which it is sent and by which it is received.
+const TYPES: [(u8, u64, u64); 6] = [
+    (GSO_TCPV4, F_HOST_TSO4, F_GUEST_TSO4),
+    (GSO_TCPV6, F_HOST_TSO6, F_GUEST_TSO6),
+    (GSO_TCPV4 | GSO_ECN, F_HOST_TSO4 | F_HOST_ECN, F_GUEST_TSO4 | F_GUEST_ECN),
+    (GSO_TCPV6 | GSO_ECN, F_HOST_TSO6 | F_HOST_ECN, F_GUEST_TSO6 | F_GUEST_ECN),
+    (GSO_UDP, F_HOST_UFO, F_GUEST_UFO),
+    (GSO_UDP_L4, F_HOST_USO, F_GUEST_USO4 | F_GUEST_USO6),
+];
+const HOST: u64 = F_HOST_TSO4 | F_HOST_TSO6 | F_HOST_ECN | F_HOST_UFO | F_HOST_USO;
+const GUEST: u64 = F_GUEST_TSO4 | F_GUEST_TSO6 | F_GUEST_ECN | F_GUEST_UFO | F_GUEST_USO4 | F_GUEST_USO6;
+
+fn gso(gso_type: u8) -> Header {
+    Header { gso_type, gso_size: 1448.into(), hdr_len: 54.into(), ..partial(34, 16) }
+}
+
+/// [DEV-NET-packet-transmission-08] [DEV-NET-packet-transmission-10] A type that was not negotiated, is unknown (a
+/// tunnel's too), or comes without its checksum or its size is malformed.
 #[test]
 fn segmentation_is_checked() {
-    let all = F_CSUM | F_HOST_TSO4 | F_HOST_TSO6 | F_HOST_ECN;
-    let gso = |gso_type| Header { gso_type, gso_size: 1448.into(), hdr_len: 54.into(), ..partial(34, 16) };
-    let ok = |acked, header: Header| device(acked).offloads().check_sent(header, 3000).is_ok();
-    assert!(ok(all, gso(GSO_TCPV4)));
-    assert!(ok(all, gso(GSO_TCPV6 | GSO_ECN)));
-    assert!(!ok(F_CSUM | F_HOST_TSO4, gso(GSO_TCPV6)));
-    assert!(!ok(F_CSUM | F_HOST_TSO4, gso(GSO_TCPV4 | GSO_ECN)));
-    for unknown in [2, 3, 5, 0x20, 0x40, 0x60 | GSO_TCPV4, 0x7f] {
-        assert!(!ok(all, gso(unknown)), "{unknown}");
+    let ok = |acked, header: Header| Offloads::new(acked, None).check_sent(header, 3000).is_ok();
+    for (gso_type, needed, _) in TYPES {
+        let sent = gso(gso_type);
+        let acked = F_CSUM | needed;
+        assert_eq!(Offloads::new(acked, None).check_sent(sent, 3000), Ok(sent));
+        assert!(!ok(F_CSUM | HOST & !needed, sent), "{gso_type}");
+        assert!(!ok(needed, sent), "without CSUM the checksum is nothing to be completed");
+        assert!(!ok(acked, Header { flags: 0, ..sent }));
+        assert!(!ok(acked, Header { gso_size: 0.into(), ..sent }));
+        assert!(!ok(acked, Header { csum_start: 2983.into(), ..sent }));
     }
-    assert!(!ok(all, Header { flags: 0, ..gso(GSO_TCPV4) }));
-    assert!(!ok(all, Header { gso_size: 0.into(), ..gso(GSO_TCPV4) }));
+    let known = TYPES.map(|(gso_type, ..)| gso_type);
+    for unknown in (1..=u8::MAX).filter(|t| !known.contains(t)) {
+        assert!(!ok(F_CSUM | HOST, gso(unknown)), "{unknown}");
+    }
 }
 
 /// [DEV-NET-packet-transmission-10] [DEV-NET-processing-of-incoming-packets-10]
@@ -231,39 +265,47 @@ fn flags_that_mean_nothing_are_not_passed_on() {
 fn checksums_are_passed_on_or_completed() {
     let sent = partial(34, 16);
     let passed = device(F_GUEST_CSUM).offloads().receive(sent, 100).unwrap();
-    assert_eq!(passed, Receive { header: Header { num_buffers: 1.into(), ..sent }, checksum: None });
+    assert_eq!(passed, Receive { header: Header { num_buffers: 1.into(), ..sent }, work: Work::Nothing });
     let completed = device(0).offloads().receive(sent, 100).unwrap();
     assert_eq!(completed.header, Header { num_buffers: 1.into(), ..Header::default() });
-    assert_eq!(completed.checksum, Some(Checksum { start: 34, at: 50 }));
+    assert_eq!(completed.work, Work::Complete(Checksum { start: 34, at: 50 }));
 }
 
-/// [DEV-NET-processing-of-incoming-packets-06] [DEV-NET-processing-of-incoming-packets-08]
+/// [DEV-NET-processing-of-incoming-packets-06] [DEV-NET-processing-of-incoming-packets-07]
+/// [DEV-NET-processing-of-incoming-packets-08] [DEV-NET-processing-of-incoming-packets-09]
 /// [DEV-NET-processing-of-incoming-packets-12] [DEV-NET-processing-of-incoming-packets-20]
-/// [DEV-NET-processing-of-incoming-packets-21] A frame to be segmented reaches only who negotiated its type.
+/// [DEV-NET-processing-of-incoming-packets-21] A frame to be segmented reaches as it is only who negotiated its
+/// type; others get its segments.
 #[test]
 fn segmentation_is_passed_on_only_if_negotiated() {
-    let gso = |gso_type| Header { gso_type, gso_size: 1448.into(), ..partial(34, 16) };
-    let receive = |acked, gso_type| device(acked).offloads().receive(gso(gso_type), 3000);
-    let (four, six) = (F_GUEST_CSUM | F_GUEST_TSO4, F_GUEST_CSUM | F_GUEST_TSO6);
-    let got = receive(four, GSO_TCPV4).unwrap().header;
-    assert_eq!((got.gso_type, got.flags, got.gso_size.get()), (GSO_TCPV4, HDR_F_NEEDS_CSUM, 1448));
-    assert!(receive(six, GSO_TCPV6).is_ok());
-    for (acked, gso_type) in
-        [(0, GSO_TCPV4), (six, GSO_TCPV4), (four, GSO_TCPV6), (four, GSO_TCPV4 | GSO_ECN)]
-    {
-        assert_eq!(receive(acked, gso_type), Err(HeaderError::Unsegmentable), "{acked:#x} {gso_type}");
+    for (gso_type, _, needed) in TYPES {
+        let sent = gso(gso_type);
+        let receive = |acked| Offloads::new(acked, None).receive(sent, 60_000).unwrap();
+        let header = Header { num_buffers: 1.into(), ..sent };
+        let passed = Receive { header, work: Work::Nothing };
+        assert_eq!(receive(F_GUEST_CSUM | needed), passed);
+        assert_eq!(receive(F_GUEST_CSUM | GUEST), passed);
+        for bit in (0..64).map(|n| 1 << n).filter(|bit| needed & bit != 0) {
+            assert_eq!(receive(F_GUEST_CSUM | GUEST & !bit).work, Work::Segment, "{gso_type} {bit:#x}");
+        }
+        for acked in [0, F_GUEST_CSUM, GUEST] {
+            assert_eq!(receive(acked), Receive { header, work: Work::Segment });
+        }
     }
-    let plain = device(four).offloads().receive(Header::default(), 60).unwrap();
-    assert_eq!(plain.header.gso_type, GSO_NONE);
+    let plain = Offloads::new(F_GUEST_CSUM | GUEST, None).receive(Header::default(), 60).unwrap();
+    assert_eq!((plain.header.gso_type, plain.work), (GSO_NONE, Work::Nothing));
 }
 
-/// [DEV-NET-cfg-05] [DEV-NET-cfg-06] The MTU binds if it was negotiated.
+/// [DEV-NET-cfg-05] [DEV-NET-cfg-06] The MTU binds if it was negotiated, what is to be segmented apart.
 #[test]
 fn frames_longer_than_the_mtu_are_not_delivered() {
     let frame = Header::default();
     assert!(device(F_MTU).offloads().receive(frame, 1500).is_ok());
     assert_eq!(device(F_MTU).offloads().receive(frame, 1501), Err(HeaderError::TooLong));
     assert!(device(0).offloads().receive(frame, 9000).is_ok());
+    let offloads = device(F_MTU | F_GUEST_CSUM | F_GUEST_TSO4).offloads();
+    assert_eq!(offloads.receive(gso(GSO_TCPV4), 60_000).unwrap().work, Work::Nothing);
+    assert_eq!(offloads.receive(gso(GSO_TCPV6), 60_000).unwrap().work, Work::Segment);
 }
 
 /// The header of a legacy driver lacks `num_buffers` unless it merges buffers.

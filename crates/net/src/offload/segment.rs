@@ -218,6 +218,11 @@ impl Segmenter {
         self.layout.payload as u16
     }
 
+    /// How many segments there are.
+    pub fn count(&self) -> usize {
+        (self.end - self.start).div_ceil(self.size).max(1)
+    }
+
     /// The checksum that has to be completed before the frame is cut: fragments share one.
     pub fn whole_checksum(&self) -> Option<Checksum> {
         let start = self.layout.transport;

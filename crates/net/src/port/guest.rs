@@ -10,11 +10,11 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use ringway_device::net::{Hash, HeaderError, Offloads, header_len};
+use ringway_device::net::{Hash, HeaderError, Offloads, Work, header_len};
 use ringway_memory::{GuestBuf, GuestSlice};
 use ringway_queue::{Burst, Chain, DeviceQueue, Missing, QueueError, ResumeState};
 use ringway_spec::feature;
-use ringway_spec::net::{F_MRG_RXBUF, HDR_LEN, HDR_LEN_HASH, HashReport, Header};
+use ringway_spec::net::{F_MRG_RXBUF, GSO_NONE, HDR_LEN, HDR_LEN_HASH, HashReport, Header};
 use ringway_vhost::{Kick, Notifier, Running};
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U32;
@@ -153,13 +153,13 @@ impl Format {
             return Err(DropReason::Malformed);
         }
         let ethernet = Ethernet::read(data).ok_or(DropReason::Malformed)?;
-        Ok(Frame { header: self.header(buffer, data.len())?, ethernet, prefix: Prefix::default(), data })
+        Ok(Frame { header: self.header(buffer, data)?, ethernet, prefix: Prefix::default(), data })
     }
 
-    /// Reads the header before a frame of `len` bytes, once. A legacy header begins as a modern one does; the
+    /// Reads the header before a frame, once. A legacy header begins as a modern one does; the
     /// field it lacks means nothing here.
     #[inline]
-    fn header(&self, buffer: GuestBuf<'_>, len: usize) -> Result<Option<Header>, DropReason> {
+    fn header(&self, buffer: GuestBuf<'_>, data: GuestBuf<'_>) -> Result<Option<Header>, DropReason> {
         let low = buffer.read_array::<8>().ok_or(DropReason::Malformed)?;
         // Nearly all frames: no partial checksum (bit 0 of `flags`), nothing to segment (`gso_type`).
         if u64::from_le_bytes(low) & 0xff01 == 0 {
@@ -170,7 +170,11 @@ impl Format {
         bytes[..8].copy_from_slice(&low);
         bytes[8..10].copy_from_slice(&csum_offset);
         let sent: Header = zerocopy::transmute!(bytes);
-        Ok(Some(self.offloads.check_sent(sent, len)?))
+        let header = self.offloads.check_sent(sent, data.len())?;
+        if header.gso_type == GSO_NONE {
+            return Ok(Some(header));
+        }
+        offload::check(header, data).map(Some).map_err(|_| DropReason::Malformed)
     }
 }
 
@@ -242,7 +246,6 @@ impl From<HeaderError> for DropReason {
     fn from(error: HeaderError) -> Self {
         match error {
             HeaderError::Malformed => Self::Malformed,
-            HeaderError::Unsegmentable => Self::Unsegmentable,
             HeaderError::TooLong => Self::TooLong,
         }
     }
@@ -345,26 +348,50 @@ impl RxQueue {
         let len = frame.len();
         // A frame may end inside of its tag.
         let payload_len = len.saturating_sub(frame.ethernet.len);
-        let receive = match frame.header {
-            None => offloads.check_len(payload_len).map(|()| None),
-            Some(sent) => offloads.receive(sent, payload_len).map(Some),
+        let (header, work) = match frame.header {
+            None => offloads.check_len(payload_len).map(|()| (None, Work::Nothing)),
+            Some(sent) => offloads.receive(sent, payload_len).map(|r| (Some(r.header), r.work)),
         }
         .map_err(DropReason::from)?;
+        if work == Work::Segment {
+            return self.deliver_segments(frame, hash, scratch, counters);
+        }
         let count = self.reserve(header_len + len, can_merge)?;
-        let header = HeaderBytes::new(receive.map(|r| r.header), hash, count, header_len);
-        match receive.and_then(|r| r.checksum) {
-            None => self.write(count, header, frame.prefix, frame.data),
-            Some(checksum) => {
-                let bytes =
-                    offload::complete_checksum(frame, checksum, scratch).ok_or(DropReason::TooLong)?;
-                counters.copies.add(1);
-                let slices = [GuestSlice::from_mut(bytes)];
-                self.write(count, header, Prefix::default(), GuestBuf::new(&slices));
-            }
+        let header = HeaderBytes::new(header, hash, count, header_len);
+        if let Work::Complete(checksum) = work {
+            let bytes = offload::complete_checksum(frame, checksum, scratch).ok_or(DropReason::TooLong)?;
+            counters.copies.add(1);
+            let slices = [GuestSlice::from_mut(bytes)];
+            self.write(count, header, Prefix::default(), GuestBuf::new(&slices));
+        } else {
+            self.write(count, header, frame.prefix, frame.data);
         }
         counters.to_frames.add(1);
         counters.to_bytes.add(len as u64);
         counters.copies.add(1);
+        Ok(())
+    }
+
+    /// As [`RxQueue::deliver`], for a frame that the guest takes in segments only. The first one that it does not take
+    /// is the last.
+    #[inline(never)]
+    fn deliver_segments(
+        &mut self,
+        frame: &Frame<'_>,
+        hash: Hash,
+        scratch: &mut Vec<u8>,
+        counters: &Counters,
+    ) -> Result<(), Undelivered> {
+        let is_partial = self.format.offloads.completes_checksums();
+        // Nothing is left to be done for a segment that it would take room for.
+        let mut no_room = Vec::new();
+        let is_copied = offload::cut(frame, is_partial, scratch, |segment| {
+            self.deliver(segment, hash, &mut no_room, counters)?;
+            counters.segments.add(1);
+            Ok::<_, Undelivered>(())
+        })?;
+        counters.segmented.add(1);
+        counters.copies.add(is_copied.into());
         Ok(())
     }
 

@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use ringway_device::net::Offloads;
 use ringway_memory::{GuestBuf, PACKET_HDR_LEN};
-use ringway_spec::net::{GSO_NONE, HDR_F_NEEDS_CSUM, HDR_LEN, Header};
+use ringway_spec::net::{GSO_NONE, GSO_UDP_L4, HDR_F_NEEDS_CSUM, HDR_LEN, Header};
 use thiserror::Error;
 use zerocopy::IntoBytes;
 
@@ -208,7 +208,8 @@ impl Uplink {
 
     fn new(sources: Vec<Source>) -> io::Result<Self> {
         let first = sources.first().ok_or(io::ErrorKind::InvalidInput)?;
-        let writer = UplinkWriter { file: Arc::clone(first.file()), kind: first.kind() };
+        let writer =
+            UplinkWriter { file: Arc::clone(first.file()), kind: first.kind(), knows_uso: sys::knows_uso() };
         let readers = sources.into_iter().enumerate();
         let readers = readers.map(|(i, source)| UplinkReader { source, is_ready: true, tells: i == 0 });
         Ok(Self { readers: readers.collect(), writer })
@@ -230,10 +231,17 @@ impl Uplink {
         let queues = (0..count).map(|_| {
             let reader = readers.next();
             let file = reader.as_ref().map_or(&self.writer.file, |reader| reader.source.file());
-            let writer = UplinkWriter { file: Arc::clone(file), kind: self.writer.kind };
+            let writer = UplinkWriter { file: Arc::clone(file), ..self.writer };
             (reader, writer)
         });
         queues.collect()
+    }
+}
+
+impl AsFd for Uplink {
+    /// Its first queue.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.writer.file.as_fd()
     }
 }
 
@@ -324,6 +332,8 @@ impl UplinkReader {
 pub(crate) struct UplinkWriter {
     file: Arc<OwnedFd>,
     kind: Kind,
+    /// The kernel segments UDP.
+    knows_uso: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -336,9 +346,14 @@ impl UplinkWriter {
     /// See [`Uplink::set_offloads`].
     pub(crate) fn set_offloads(&self, receiver: Offloads) -> io::Result<()> {
         match self.kind {
-            Kind::Tap => tap::set_offloads(self.file.as_fd(), receiver),
+            Kind::Tap => tap::set_offloads(self.file.as_fd(), receiver, self.knows_uso),
             Kind::Packet => Ok(()),
         }
+    }
+
+    /// Whether the kernel takes a frame with this header as it is.
+    pub(crate) fn takes(&self, header: Option<Header>) -> bool {
+        self.knows_uso || header.is_none_or(|header| header.gso_type != GSO_UDP_L4)
     }
 
     /// Writes a frame from where it is, in one system call.

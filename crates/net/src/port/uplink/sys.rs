@@ -11,6 +11,14 @@ use crate::frame::Mac;
 /// Ethernet frames, each with a header of virtio-net and no other.
 pub(super) const TAP_FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
+/// Whether the kernel segments UDP: Linux does since 6.2.
+pub(super) fn knows_uso() -> bool {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 2)
+}
+
 /// Attaches to a tap, which is created if there is none of this name.
 pub(super) fn attach_tap(fd: BorrowedFd<'_>, name: &str, multi_queue: bool) -> io::Result<()> {
     let flags = if multi_queue { TAP_FLAGS | libc::IFF_MULTI_QUEUE } else { TAP_FLAGS };

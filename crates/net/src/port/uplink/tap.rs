@@ -13,7 +13,10 @@ use std::sync::Arc;
 
 use ringway_device::net::Offloads;
 use ringway_memory::{GuestBuf, GuestSlice};
-use ringway_spec::net::{F_GUEST_CSUM, F_GUEST_ECN, F_GUEST_TSO4, F_GUEST_TSO6, HDR_LEN, Header};
+use ringway_spec::net::{
+    F_GUEST_CSUM, F_GUEST_ECN, F_GUEST_TSO4, F_GUEST_TSO6, F_GUEST_UFO, F_GUEST_USO4, F_GUEST_USO6, HDR_LEN,
+    Header,
+};
 use rustix::io::Errno;
 use zerocopy::FromBytes;
 
@@ -60,7 +63,7 @@ pub(super) fn open_macvtap(spec: &UplinkSpec, count: usize) -> Result<Vec<TapSou
 
 fn set_up(spec: &UplinkSpec, file: OwnedFd) -> Result<TapSource, UplinkError> {
     sys::set_header_len(file.as_fd(), HDR_LEN).map_err(spec.setup("set the header's length"))?;
-    set_offloads(file.as_fd(), Offloads::default()).map_err(spec.setup("set the offloads"))?;
+    set_offloads(file.as_fd(), Offloads::default(), false).map_err(spec.setup("set the offloads"))?;
     Ok(TapSource::new(file))
 }
 
@@ -72,14 +75,18 @@ pub(super) fn open_device(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Says which frames may be read, by any queue of the interface.
-pub(super) fn set_offloads(file: BorrowedFd<'_>, receiver: Offloads) -> io::Result<()> {
+pub(super) fn set_offloads(file: BorrowedFd<'_>, receiver: Offloads, knows_uso: bool) -> io::Result<()> {
+    // The kernel has one switch for UDP over both versions of IP.
+    const USO: u64 = F_GUEST_USO4 | F_GUEST_USO6;
     let flags = [
         (F_GUEST_CSUM, libc::TUN_F_CSUM),
         (F_GUEST_TSO4, libc::TUN_F_TSO4),
         (F_GUEST_TSO6, libc::TUN_F_TSO6),
         (F_GUEST_ECN, libc::TUN_F_TSO_ECN),
+        (F_GUEST_UFO, libc::TUN_F_UFO),
+        (USO, if knows_uso { libc::TUN_F_USO4 | libc::TUN_F_USO6 } else { 0 }),
     ];
-    let flags = flags.into_iter().filter(|(feature, _)| receiver.acked() & feature != 0);
+    let flags = flags.into_iter().filter(|(features, _)| receiver.acked() & features == *features);
     sys::set_offload(file, flags.map(|(_, flag)| flag).sum())
 }
 

@@ -58,12 +58,11 @@ pub(crate) fn switch(args: &args::Switch) -> Result<()> {
         }
         let path = port.socket.clone();
         let place = if port.client { Place::Connect(path) } else { Place::Listen(path) };
-        // The receivers of a frame are not known before it comes, and not all take frames to be segmented.
         let settings = Settings {
             mac: port.mac.map(Mac::octets),
             mtu: port.mtu,
             max_pairs: port.queues,
-            segmentation: false,
+            segmentation: true,
             iommu: port.iommu,
             speed: port.speed,
             rss: port.rss,
@@ -102,14 +101,11 @@ pub(crate) fn net(args: &args::Net) -> Result<()> {
     // A macvtap takes frames for one address: the driver is told to use it.
     let macvtap = uplink.as_ref().filter(|uplink| uplink.spec.kind == UplinkKind::Macvtap);
     let macvtap_mac = macvtap.map(|uplink| uplink.mac.map_or_else(|| uplink.spec.mac(), Ok)).transpose()?;
-    // The kernel segments what an uplink is given, and a sink takes anything. What an echo returns must be what the
-    // guest takes.
-    let segmentation = matches!(forward, Forward::Wire | Forward::Sink);
     let settings = Settings {
         mac: args.mac.or(macvtap_mac).map(Mac::octets),
         mtu: args.mtu,
         max_pairs: args.queues,
-        segmentation,
+        segmentation: true,
         iommu: args.iommu,
         speed: args.speed,
         rss: args.rss,

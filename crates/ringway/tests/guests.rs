@@ -315,3 +315,64 @@ fn a_guest_reconnects_to_a_new_server() {
     reaches(&mut a, "10.0.0.2");
     moves(&mut a, &mut b, "10.0.0.2");
 }
+
+/// What a driver under QEMU does not get offered.
+const NO_SEGMENTS: &str = "guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,\
+                           host_tso4=off,host_tso6=off,host_ecn=off,host_ufo=off";
+
+/// [DEV-NET-processing-of-incoming-packets-05] [DEV-NET-processing-of-incoming-packets-06] Guests that leave segments to
+/// the device talk to such that take none, and to such that take no partial checksums: the receivers' kernels verify each
+/// segment. Between two that take all, frames are longer than any segment.
+#[test]
+fn guests_with_unlike_offloads() {
+    let server = switch(&["a", "b", "c", "d,mac=02:00:00:00:00:0d"]);
+    let nic = |port: &str, n: u8| Nic::new(server.socket(port)).mac(&format!("02:00:00:00:00:0{n}"));
+    let mut all = uml(&server, "d", "10.0.0.4");
+    let offloads =
+        feature::NET_CSUM | feature::NET_GUEST_CSUM | feature::NET_HOST_TSO4 | feature::NET_GUEST_TSO4;
+    assert_eq!(all.features().unwrap() & offloads, offloads);
+    let mut sums = qemu(nic("b", 2).property(NO_SEGMENTS), "b", "10.0.0.2");
+    assert_eq!(sums.features().unwrap() & offloads, feature::NET_CSUM | feature::NET_GUEST_CSUM);
+    // Linux acks segmentation all the same, which needs checksums, and does not use it.
+    let mut none = qemu(nic("c", 3).property("csum=off,guest_csum=off"), "c", "10.0.0.3");
+    let segmentation = feature::NET_HOST_TSO4 | feature::NET_GUEST_TSO4;
+    assert_eq!(none.features().unwrap() & offloads, segmentation);
+    for (guest, address, port) in [(&mut sums, "10.0.0.2", "b"), (&mut none, "10.0.0.3", "c")] {
+        reaches(&mut all, address);
+        moves(&mut all, guest, address);
+        moves(guest, &mut all, "10.0.0.4");
+        let counters = server.counters().unwrap();
+        assert!(counters.get(port, "segmented") > 100, "{}", counters.get(port, "segmented"));
+        assert_eq!(counters.get(port, "unsegmentable"), 0);
+    }
+    let before = server.counters().unwrap();
+    let mut other = uml(&server, "a", "10.0.0.1");
+    reaches(&mut other, "10.0.0.4");
+    moves(&mut all, &mut other, "10.0.0.1");
+    let counters = server.counters().unwrap();
+    let moved = |name: &str| counters.get("a", name) - before.get("a", name);
+    assert!(moved("to bytes") / moved("to") > 1514, "{} bytes in a frame", moved("to bytes") / moved("to"));
+    assert_eq!((moved("segmented"), counters.get("d", "malformed")), (0, 0));
+    expect_no_warning(&server);
+}
+
+/// TCP from one User-Mode Linux to another, by iperf3: segments cross whole.
+#[test]
+fn tcp_between_guests() {
+    let server = switch(&["a", "b"]);
+    let [mut a, mut b] = ["a", "b"].map(|port| {
+        let address = if port == "a" { "10.0.0.1" } else { "10.0.0.2" };
+        uml(&server, port, address)
+    });
+    reaches(&mut a, "10.0.0.2");
+    b.start_background("iperf3 --server", "/tmp/iperf3").unwrap();
+    let report = a.run("sleep 1; iperf3 --client 10.0.0.2 --time 3 --json", SHORT).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    let received = &report["end"]["sum_received"];
+    assert!(received["bytes"].as_u64().unwrap() > 10 << 20, "{received}");
+    let counters = server.counters().unwrap();
+    let mean = counters.get("b", "to bytes") / counters.get("b", "to");
+    println!("{:.2} Gbit/s, {mean} bytes in a frame", received["bits_per_second"].as_f64().unwrap() / 1e9);
+    assert!(mean > 4096, "{mean} bytes in a frame");
+    assert_eq!((counters.get("b", "segmented"), counters.get("a", "malformed")), (0, 0));
+}

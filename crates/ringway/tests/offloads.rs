@@ -1,15 +1,16 @@
-//! What drivers negotiate about frames: checksums, mergeable buffers, sizes, headers, queue pairs.
+//! What drivers negotiate about frames: checksums, segmentation, mergeable buffers, sizes, headers, queue pairs.
 
 mod common;
 #[path = "offloads/queues.rs"]
 mod queues;
+#[path = "offloads/segments.rs"]
+mod segments;
 #[path = "offloads/steering.rs"]
 mod steering;
 
 use std::net::IpAddr;
-use std::path::Path;
 
-use common::{FEATURES, PROGRAM, SOON, eventually, exchange, expect_number, numbered, options, switch, up};
+use common::{FEATURES, SOON, eventually, exchange, expect_number, numbered, options, switch, up};
 use ringway_testkit::frontend::frame::{self, BROADCAST, Checksum, Flow, Mac};
 use ringway_testkit::frontend::wire::feature;
 use ringway_testkit::frontend::{Arrangement, NetFrontend, Options, VnetHeader};
@@ -176,40 +177,6 @@ fn lying_headers() {
     assert_eq!(counters.get("a", "malformed"), lies.len() as u64);
     assert_eq!((counters.get("b", "to"), counters.get("d", "to")), (3, 3));
     assert_eq!(counters.get("a", "failed rings"), 0);
-}
-
-/// [DEV-NET-packet-transmission-07] Where segmentation is offered, a frame to be
-/// segmented is taken whatever its `hdr_len` says; one that cannot be segmented is not.
-#[test]
-fn frames_to_be_segmented() {
-    let server = Server::net(Path::new(PROGRAM), "sink", &[]).unwrap();
-    let tso = CSUM | feature::NET_HOST_TSO4 | feature::NET_HOST_TSO6;
-    let mut a = up(&server, "net", FEATURES | tso, options());
-    assert_eq!(a.features() & tso, tso);
-    let bytes = segment(true, false, &payload(60_000), Checksum::Partial);
-    let right = VnetHeader {
-        gso_type: VnetHeader::GSO_TCPV4,
-        gso_size: 1448,
-        hdr_len: 54,
-        ..frame::partial_header(&bytes).unwrap()
-    };
-    let (mut good, mut bad) = (0, 0);
-    for (header, is_good) in [
-        (right, true),
-        (VnetHeader { hdr_len: 0, ..right }, true),
-        (VnetHeader { hdr_len: u16::MAX, ..right }, true),
-        (VnetHeader { gso_type: VnetHeader::GSO_TCPV6, ..right }, false),
-        (VnetHeader { gso_size: 0, ..right }, false),
-        (VnetHeader { flags: 0, ..right }, false),
-        (VnetHeader { gso_type: VnetHeader::GSO_UDP, ..right }, false),
-        (VnetHeader { gso_type: VnetHeader::GSO_TCPV4 | VnetHeader::GSO_ECN, ..right }, false),
-    ] {
-        a.send_frame_with_header(&header, &bytes, &Arrangement::header_apart()).unwrap();
-        if is_good { good += 1 } else { bad += 1 }
-    }
-    a.pair(0).wait_sent(SOON).unwrap();
-    let counters = server.counters().unwrap();
-    assert_eq!((counters.get("net", "from"), counters.get("net", "malformed")), (good + bad, bad));
 }
 
 // ---- Buffers ----

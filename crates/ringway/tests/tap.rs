@@ -389,104 +389,115 @@ fn pattern(len: usize) -> Vec<u8> {
 #[test]
 fn large_segments_reach_the_host() {
     for (features, is_negotiated) in [(HOST_TSO, true), (CSUM, false)] {
-        let bench = Bench::net();
-        let mut guest = bench.guest("net", 0, features);
-        let mut connection = Connection::open(&bench, &mut guest, 7001);
-        let before = bench.host.link_counters(&bench.tap).unwrap();
-        let text = pattern(20_000);
+        large_segments(&Bench::net(), "net", features, is_negotiated);
+        large_segments(&Bench::switch(), "a", features, is_negotiated);
+    }
+}
+
+fn large_segments(bench: &Bench, port: &str, features: u64, is_negotiated: bool) {
+    let mut guest = bench.guest(port, 0, features);
+    let mut connection = Connection::open(bench, &mut guest, 7001);
+    let before = bench.host.link_counters(&bench.tap).unwrap();
+    let text = pattern(20_000);
+    let frame = segment(&connection.flow, connection.sequence, connection.expected, &text);
+    let header = VnetHeader {
+        gso_type: VnetHeader::GSO_TCPV4,
+        gso_size: SEGMENT as u16,
+        hdr_len: 54,
+        ..frame::partial_header(&frame).unwrap()
+    };
+    guest.send_with(&header, &frame);
+    if !is_negotiated {
+        guest.frontend.pair(0).wait_sent(LIMIT).unwrap();
+        // What is behind it goes on.
+        let text = pattern(1000);
+        guest.send_with(
+            &frame::partial_header(&frame).unwrap(),
+            &segment(&connection.flow, connection.sequence, connection.expected, &text),
+        );
+        let mut received = [0; 1000];
+        connection.host.read_exact(&mut received).unwrap();
+        assert_eq!(received[..], text);
+        assert_eq!(bench.counters().get(port, "malformed"), 1);
+        return;
+    }
+    let mut received = vec![0; text.len()];
+    connection.host.read_exact(&mut received).unwrap();
+    assert!(received == text, "the same bytes");
+    let after = bench.host.link_counters(&bench.tap).unwrap();
+    assert_eq!(after.rx_packets - before.rx_packets, 1, "one frame");
+    assert_eq!(after.rx_bytes - before.rx_bytes, frame.len() as u64);
+
+    // A wrong hint is only that.
+    connection.sequence += text.len() as u32;
+    for hdr_len in [0, 65535] {
         let frame = segment(&connection.flow, connection.sequence, connection.expected, &text);
-        let header = VnetHeader {
-            gso_type: VnetHeader::GSO_TCPV4,
-            gso_size: SEGMENT as u16,
-            hdr_len: 54,
-            ..frame::partial_header(&frame).unwrap()
-        };
-        guest.send_with(&header, &frame);
-        if !is_negotiated {
-            guest.frontend.pair(0).wait_sent(LIMIT).unwrap();
-            // What is behind it goes on.
-            let text = pattern(1000);
-            guest.send_with(
-                &frame::partial_header(&frame).unwrap(),
-                &segment(&connection.flow, connection.sequence, connection.expected, &text),
-            );
-            let mut received = [0; 1000];
-            connection.host.read_exact(&mut received).unwrap();
-            assert_eq!(received[..], text);
-            assert_eq!(bench.counters().get("net", "malformed"), 1);
-            continue;
-        }
-        let mut received = vec![0; text.len()];
+        guest.send_with(&VnetHeader { hdr_len, ..header }, &frame);
         connection.host.read_exact(&mut received).unwrap();
         assert!(received == text, "the same bytes");
-        let after = bench.host.link_counters(&bench.tap).unwrap();
-        assert_eq!(after.rx_packets - before.rx_packets, 1, "one frame");
-        assert_eq!(after.rx_bytes - before.rx_bytes, frame.len() as u64);
-
-        // A wrong hint is only that.
         connection.sequence += text.len() as u32;
-        for hdr_len in [0, 65535] {
-            let frame = segment(&connection.flow, connection.sequence, connection.expected, &text);
-            guest.send_with(&VnetHeader { hdr_len, ..header }, &frame);
-            connection.host.read_exact(&mut received).unwrap();
-            assert!(received == text, "the same bytes");
-            connection.sequence += text.len() as u32;
-        }
-        assert_eq!(bench.counters().dropped("net"), 0);
     }
+    assert_eq!(bench.counters().dropped(port), 0);
 }
 
 /// [DEV-NET-processing-of-incoming-packets-05] [DEV-NET-processing-of-incoming-packets-06]
 /// [DEV-NET-processing-of-incoming-packets-16] [DEV-NET-processing-of-incoming-packets-17]
 /// [DEV-NET-processing-of-incoming-packets-20] [DEV-NET-processing-of-incoming-packets-21]
-/// [DEV-NET-processing-of-incoming-packets-24] What the guest negotiated is what the host's kernel leaves
-/// undone: nothing, checksums, or segments too.
+/// [DEV-NET-processing-of-incoming-packets-24] What the guest negotiated is what is left undone of what the host sends:
+/// nothing, checksums, or segments too. On a wire the host's kernel does the rest, behind a switch it leaves all.
 #[test]
 fn the_guest_gets_what_it_negotiated() {
     for features in [feature::VERSION_1 | feature::NET_MRG_RXBUF, GUEST_CSUM, GUEST_TSO] {
-        let bench = Bench::net();
-        let mut guest = bench.guest("net", 0, features);
-        let needs_csum = features & feature::NET_GUEST_CSUM != 0;
-
-        let socket = bench.host.enter(|| UdpSocket::bind((HOST, 7000))).unwrap().unwrap();
-        socket.send_to(b"datagram", (guest.ip, 4000)).unwrap();
-        let (header, mut datagram) = guest.recv_ip();
-        assert_eq!(header.flags, if needs_csum { VnetHeader::NEEDS_CSUM } else { 0 });
-        assert_eq!(header.gso_type, VnetHeader::GSO_NONE);
-        if needs_csum {
-            frame::complete(&header, &mut datagram).unwrap();
-        }
-        frame::check(&datagram).unwrap();
-        assert_eq!(&datagram[42..], b"datagram");
-
-        let mut connection = Connection::open(&bench, &mut guest, 7001);
-        // As much as TCP sends before it waits for an acknowledgement.
-        let text = pattern(9 * SEGMENT);
-        connection.host.write_all(&text).unwrap();
-        let (received, frames) = connection.receive(&mut guest, text.len());
-        assert!(received == text, "the same bytes");
-        for (header, mut frame) in frames {
-            let is_large = frame.len() > 54 + SEGMENT;
-            assert_eq!(header.flags, if needs_csum { VnetHeader::NEEDS_CSUM } else { 0 });
-            if needs_csum {
-                frame::complete(&header, &mut frame).unwrap();
-            }
-            frame::check(&frame).unwrap();
-            if is_large {
-                assert_eq!(features, GUEST_TSO, "a frame of {} bytes", frame.len());
-                assert_eq!(header.gso_type, VnetHeader::GSO_TCPV4);
-                assert_eq!(usize::from(header.gso_size), SEGMENT);
-                assert!(header.hdr_len >= 54, "{header:?}");
-            } else {
-                assert_eq!(header.gso_type, VnetHeader::GSO_NONE, "{header:?}");
-            }
-        }
-        let counters = bench.counters();
-        assert_eq!(counters.dropped("net"), 0, "{counters:?}");
-        // Nine segments in fewer frames, or in one each.
-        let to_guest = counters.get("net", "to");
-        assert_eq!(to_guest < 2 + 1 + 9, features == GUEST_TSO, "{counters:?}");
+        gets_what_it_negotiated(&Bench::net(), "net", features);
+        let bench = Bench::switch();
+        gets_what_it_negotiated(&bench, "a", features);
+        assert!(bench.tap_counter("from") < 2 + 1 + 9, "frames of several segments");
+        assert_eq!(bench.counters().get("a", "segmented") > 0, features != GUEST_TSO);
     }
+}
+
+fn gets_what_it_negotiated(bench: &Bench, port: &str, features: u64) {
+    let mut guest = bench.guest(port, 0, features);
+    let needs_csum = features & feature::NET_GUEST_CSUM != 0;
+
+    let socket = bench.host.enter(|| UdpSocket::bind((HOST, 7000))).unwrap().unwrap();
+    socket.send_to(b"datagram", (guest.ip, 4000)).unwrap();
+    let (header, mut datagram) = guest.recv_ip();
+    assert_eq!(header.flags, if needs_csum { VnetHeader::NEEDS_CSUM } else { 0 });
+    assert_eq!(header.gso_type, VnetHeader::GSO_NONE);
+    if needs_csum {
+        frame::complete(&header, &mut datagram).unwrap();
+    }
+    frame::check(&datagram).unwrap();
+    assert_eq!(&datagram[42..], b"datagram");
+
+    let mut connection = Connection::open(bench, &mut guest, 7001);
+    // As much as TCP sends before it waits for an acknowledgement.
+    let text = pattern(9 * SEGMENT);
+    connection.host.write_all(&text).unwrap();
+    let (received, frames) = connection.receive(&mut guest, text.len());
+    assert!(received == text, "the same bytes");
+    for (header, mut frame) in frames {
+        let is_large = frame.len() > 54 + SEGMENT;
+        assert_eq!(header.flags, if needs_csum { VnetHeader::NEEDS_CSUM } else { 0 });
+        if needs_csum {
+            frame::complete(&header, &mut frame).unwrap();
+        }
+        frame::check(&frame).unwrap();
+        if is_large {
+            assert_eq!(features, GUEST_TSO, "a frame of {} bytes", frame.len());
+            assert_eq!(header.gso_type, VnetHeader::GSO_TCPV4);
+            assert_eq!(usize::from(header.gso_size), SEGMENT);
+            assert!(header.hdr_len >= 54, "{header:?}");
+        } else {
+            assert_eq!(header.gso_type, VnetHeader::GSO_NONE, "{header:?}");
+        }
+    }
+    let counters = bench.counters();
+    assert_eq!(counters.dropped(port), 0, "{counters:?}");
+    // Nine segments in fewer frames, or in one each.
+    let to_guest = counters.get(port, "to");
+    assert_eq!(to_guest < 2 + 1 + 9, features == GUEST_TSO, "{counters:?}");
 }
 
 /// A guest that comes after another, with other features, gets what it negotiated itself.
@@ -542,7 +553,7 @@ fn the_switch_has_a_host() {
     assert_eq!((header.flags, header.gso_type), (VnetHeader::NEEDS_CSUM, VnetHeader::GSO_NONE));
     assert_eq!(complete(partial), whole);
 
-    // Not all could take a frame to be segmented, so the host sends none.
+    // The host leaves segments to the switch, and b takes none.
     let mut connection = Connection::open(&bench, &mut b, 7001);
     let text = pattern(9 * SEGMENT);
     connection.host.write_all(&text).unwrap();

@@ -122,6 +122,29 @@ impl Burst {
         self.list.bind(memory);
     }
 
+    /// How many chains of one slice each may be taken.
+    #[inline]
+    pub(crate) fn room(&self) -> usize {
+        MAX_SLICES.saturating_sub(self.list.len())
+    }
+
+    /// Adds a chain of one buffer in one slot, if the buffer is where the last one was: nearly all are.
+    #[inline]
+    pub(crate) fn push_single(&mut self, id: u16, addr: u64, len: u32, is_writable: bool) -> bool {
+        let first = self.list.len() as u32;
+        let Some(slice) = self.list.push_again(BusAddr(addr), len) else { return false };
+        let (writable, readable_len, writable_len) = if is_writable {
+            slice.prefetch_to_write();
+            (first, 0, len)
+        } else {
+            slice.prefetch();
+            (first + 1, len, 0)
+        };
+        let ticket = Ticket::new(id, 1, writable_len);
+        self.records.push(Record { ticket, first, writable, end: first + 1, readable_len });
+        true
+    }
+
     /// Forgets what a chain left behind that was not finished.
     pub(crate) fn drop_unfinished(&mut self) {
         self.list.truncate(self.records.last().map_or(0, |last| last.end as usize));

@@ -23,7 +23,7 @@ use alloc::boxed::Box;
 
 use ringway_spec::feature;
 use ringway_spec::packed::{
-    DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, DESC_SIZE, EVENT_SIZE, TAIL, tail, tail_flags, tail_id,
+    DESC_F_AVAIL, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_USED, DESC_F_WRITE, DESC_SIZE, EVENT_SIZE, TAIL, tail, tail_flags, tail_id,
     tail_len,
 };
 
@@ -220,15 +220,45 @@ impl DeviceRing {
         max: usize,
         in_flight: &mut u32,
     ) -> Result<(), QueueError> {
-        for _ in 0..max {
+        let mut left = max as u32;
+        while left > 0 {
+            let singles = self.take_singles(burst, left.min(self.size - *in_flight));
+            *in_flight += singles;
+            left -= singles;
             let free = self.size - *in_flight;
-            if free == 0 || !burst.has_room() {
+            if left == 0 || free == 0 || !burst.has_room() {
                 break;
             }
             let Some(slots) = self.take_chain(burst, free)? else { break };
             *in_flight += slots;
+            left -= 1;
         }
         Ok(())
+    }
+
+    /// Takes up to `max` chains of one descriptor each from `next_avail` on, to the ring's end at most; returns how many.
+    /// It stops at whatever else there is.
+    #[inline]
+    fn take_singles(&mut self, burst: &mut Burst, max: u32) -> u32 {
+        const FLAGS: u16 = DESC_F_AVAIL | DESC_F_USED | DESC_F_NEXT | DESC_F_INDIRECT;
+        let available = self.next_avail.available_flags();
+        let first = u32::from(self.next_avail.index());
+        let end = (first + max.min(burst.room() as u32)).min(self.size);
+        let mut at = first;
+        while at < end {
+            // (A) as in `descriptor`.
+            let (addr, tail) = self.descriptors.load_u64_pair(at as usize * DESC_SIZE);
+            let flags = tail_flags(tail);
+            if flags & FLAGS != available
+                || !burst.push_single(tail_id(tail), addr, tail_len(tail), flags & DESC_F_WRITE != 0)
+            {
+                break;
+            }
+            at += 1;
+        }
+        let taken = at - first;
+        self.next_avail = self.next_avail.advance(taken as u16, self.size());
+        taken
     }
 
     /// Takes the chain at `next_avail`, if there is one. Returns its slots, at most `free`.

@@ -254,11 +254,16 @@ impl DeviceRing {
         reason = "a second caller, out of the way, must not take it out of the first"
     )]
     fn walk(&self, head: u16, burst: &mut Burst) -> Result<(), QueueError> {
+        let mut descriptor = self.descriptor(head)?;
+        let flags = descriptor.flags();
+        if flags & (DESC_F_NEXT | DESC_F_INDIRECT) == 0
+            && burst.push_single(head, descriptor.addr(), descriptor.len(), flags & DESC_F_WRITE != 0)
+        {
+            return Ok(());
+        }
         let mut chain = burst.build(head);
-        let mut index = head;
         let limit = self.size().min(MAX_CHAIN);
-        for _ in 0..limit {
-            let descriptor = self.descriptor(index)?;
+        for count in 1..=limit {
             let flags = descriptor.flags();
             if flags & DESC_F_INDIRECT != 0 {
                 // Ends the chain (2.7.5.3.1), so INDIRECT and NEXT exclude each other. Its WRITE flag means
@@ -275,7 +280,9 @@ impl DeviceRing {
                 chain.finish(head, 1);
                 return Ok(());
             }
-            index = descriptor.next();
+            if count < limit {
+                descriptor = self.descriptor(descriptor.next())?;
+            }
         }
         Err(QueueError::TooLong { head, limit })
     }

@@ -233,6 +233,21 @@ impl<'a> GuestBuf<'a> {
         }
     }
 
+    /// Copies `head` and then all of `from` to the buffer's start, if there is room for both and all is in one piece each:
+    /// nearly all frames. Else nothing is copied.
+    #[inline]
+    #[must_use]
+    pub fn write_behind<const N: usize>(self, head: [u8; N], from: GuestBuf<'_>) -> bool {
+        let (Some(source), Some(target)) = (from.contiguous(from.len), self.contiguous(N + from.len)) else {
+            return false;
+        };
+        // SAFETY: `N` bytes from `target` on are valid to write; bytes need no alignment.
+        unsafe { target.cast::<[u8; N]>().write(head) };
+        // SAFETY: `from.len` bytes are valid on both sides, behind the head.
+        unsafe { copy(source.as_ptr(), target.as_ptr().wrapping_add(N), from.len) };
+        true
+    }
+
     fn copy_pieces(self, to: GuestBuf<'_>) -> usize {
         let mut sources = self.pieces();
         let mut targets = to.pieces();

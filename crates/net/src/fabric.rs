@@ -5,6 +5,7 @@ use std::sync::{Arc, MutexGuard};
 
 use arrayvec::ArrayVec;
 use ringway_device::net::Hash;
+use ringway_memory::GuestBuf;
 use ringway_queue::{Missing, QueueError};
 
 use crate::capture::{Direction, Probes};
@@ -139,6 +140,11 @@ struct OpenRing<'w> {
     port: usize,
     ring: &'w RxRing,
     queue: MutexGuard<'w, RxQueue>,
+    /// All frames to the port go to this ring, and nothing else is to be done for one.
+    is_plain: bool,
+    /// Frames delivered that were not counted yet, and their bytes.
+    frames: u64,
+    bytes: u64,
 }
 
 impl<'w> Delivery<'w> {
@@ -184,8 +190,27 @@ impl<'w> Delivery<'w> {
         self.ports[port].kind.can_receive()
     }
 
-    /// Sends a frame to a port.
+    /// Whether frames are neither limited nor captured.
     #[inline]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.limits.is_none() && self.probes.is_none()
+    }
+
+    /// Sends a frame that has no header and no prefix to a port that others went to before; false if that is not all
+    /// there is to it. Only if [`Delivery::is_plain`].
+    #[inline]
+    pub(crate) fn send_plain(&mut self, to: usize, ethernet_len: usize, data: GuestBuf<'_>) -> bool {
+        let Some(open) = self.open.iter_mut().find(|open| open.port == to && open.is_plain) else {
+            return false;
+        };
+        let is_sent = open.queue.deliver_plain(ethernet_len, data);
+        open.frames += u64::from(is_sent);
+        open.bytes += if is_sent { data.len() as u64 } else { 0 };
+        is_sent
+    }
+
+    /// Sends a frame to a port.
+    #[inline(never)]
     pub(crate) fn send(&mut self, to: usize, frame: &Frame<'_>) {
         let ports = self.ports;
         let counters = &*ports[to].counters;
@@ -274,17 +299,22 @@ impl<'w> Delivery<'w> {
             self.close();
             lock(&ring.queue)
         });
-        self.open.push(OpenRing { port, ring, queue });
+        let is_plain = matches!(&self.ports[port].kind, PortKind::Guest(receivers) if receivers.is_single());
+        self.open.push(OpenRing { port, ring, queue, is_plain, frames: 0, bytes: 0 });
         self.open.len() - 1
     }
 
     /// Publishes what was delivered, and lets go of the rings.
     fn close(&mut self) {
         let Self { ports, bell, open, .. } = self;
-        for OpenRing { port, ring, mut queue } in open.drain(..) {
-            queue.publish(&ports[port].counters);
+        for OpenRing { port, ring, mut queue, frames, bytes, .. } in open.drain(..) {
+            let counters = &ports[port].counters;
+            counters.to_frames.add(frames);
+            counters.to_bytes.add(bytes);
+            counters.copies.add(frames);
+            queue.publish(counters);
             let session = ring.session;
-            if !queue.is_memory_intact() && queue.fail(&ports[port].counters) {
+            if !queue.is_memory_intact() && queue.fail(counters) {
                 bell.ring(Event::MemoryFault { port, session });
             }
             while let Some(missing) = queue.missing() {

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use ringway_device::net::{Hash, HeaderError, Offloads, Work, header_len};
 use ringway_memory::{GuestBuf, GuestSlice};
-use ringway_queue::{Burst, Chain, DeviceQueue, Missing, QueueError, ResumeState};
+use ringway_queue::{Burst, DeviceQueue, Missing, QueueError, ResumeState};
 use ringway_spec::feature;
 use ringway_spec::net::{F_MRG_RXBUF, GSO_NONE, HDR_LEN, HDR_LEN_HASH, HashReport, Header};
 use ringway_vhost::{Kick, Notifier, Running};
@@ -144,10 +144,9 @@ impl TxRing {
 }
 
 impl Format {
-    /// Reads a frame's headers, once.
+    /// Reads the headers of a frame and before it, once.
     #[inline]
-    pub(crate) fn read<'c>(&self, chain: &Chain<'c>) -> Result<Frame<'c>, DropReason> {
-        let buffer = chain.readable();
+    pub(crate) fn read<'c>(&self, buffer: GuestBuf<'c>) -> Result<Frame<'c>, DropReason> {
         let data = buffer.advance(self.header_len);
         if !(ETHERNET_LEN..=MAX_FRAME).contains(&data.len()) {
             return Err(DropReason::Malformed);
@@ -332,8 +331,32 @@ impl RxQueue {
         self.vring.queue.suppress();
     }
 
-    /// Writes a frame to the guest. It sees it after [`RxQueue::publish`].
+    /// Writes a frame that has no header of its own, as [`RxQueue::deliver`] does; false if that is not all there is to it.
     #[inline]
+    pub(crate) fn deliver_plain(&mut self, ethernet_len: usize, data: GuestBuf<'_>) -> bool {
+        // Says nothing but that it is all in one buffer.
+        const HEADER: [u8; HDR_LEN] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+        let room = HDR_LEN + data.len();
+        if self.vring.failed
+            || self.format.header_len != HDR_LEN
+            || self.format.offloads.check_len(data.len().saturating_sub(ethernet_len)).is_err()
+            || (self.ahead.next_writable_len() as usize) < room
+        {
+            return false;
+        }
+        let Some(chain) = self.ahead.next() else { return false };
+        let buffer = chain.writable();
+        if !buffer.write_behind(HEADER, data) {
+            buffer.write(&HEADER);
+            data.copy_to(buffer.advance(HDR_LEN));
+        }
+        self.vring.queue.complete(chain, room as u32);
+        self.is_dirty = true;
+        true
+    }
+
+    /// Writes a frame to the guest. It sees it after [`RxQueue::publish`].
+    #[inline(never)]
     pub(crate) fn deliver(
         &mut self,
         frame: &Frame<'_>,

@@ -46,6 +46,12 @@ impl Receivers {
         !self.rings.is_empty()
     }
 
+    /// Whether every frame goes to the same ring, and no hash is told.
+    #[inline]
+    pub(crate) fn is_single(&self) -> bool {
+        self.wishes.is_none() && self.rings.len() == 1
+    }
+
     /// The ring that a frame goes to, and the hash to tell the driver.
     #[inline]
     pub(crate) fn find(&self, frame: &Frame<'_>) -> Result<(&RxRing, Hash), DropReason> {

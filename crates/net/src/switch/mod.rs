@@ -133,6 +133,19 @@ impl Switch {
         if self.is_plain { &[] } else { &self.ports[port].watchers }
     }
 
+    /// Has a worker forget the decisions that no longer hold: to be called before a burst.
+    #[inline]
+    pub(crate) fn renew(&self, cache: &mut Cache, now: Now) {
+        cache.renew(self.table.version(), now.seconds);
+    }
+
+    /// The port that a frame goes to as it is, if one like it was decided on before and nobody watches.
+    #[inline]
+    pub(crate) fn known(&self, cache: &Cache, from: PortIndex, frame: &Ethernet) -> Option<PortIndex> {
+        let (to, retag) = cache.get(Flow::new(from, frame))?;
+        (self.is_plain && retag == Retag::Keep).then_some(to)
+    }
+
     /// Learns from a frame that came from a port, and decides where it goes.
     #[inline]
     pub(crate) fn decide(&self, cache: &mut Cache, from: PortIndex, frame: &Ethernet, now: Now) -> Decision {

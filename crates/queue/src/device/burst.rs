@@ -82,13 +82,31 @@ impl Burst {
         self.records[self.next..].iter().map(|r| r.ticket.writable_len())
     }
 
+    /// How many bytes the oldest chain has room for; 0 if none waits.
+    #[inline]
+    pub fn next_writable_len(&self) -> u32 {
+        self.records.get(self.next).map_or(0, |record| record.ticket.writable_len())
+    }
+
+    /// What the driver wrote in each waiting chain, oldest first. They wait on, for
+    /// [`DeviceQueue::complete_all`](crate::DeviceQueue::complete_all).
+    #[inline]
+    pub fn readable(&self) -> impl Iterator<Item = GuestBuf<'_>> {
+        self.records[self.next..].iter().map(|&record| Chain { record, list: &self.list }.readable())
+    }
+
+    /// No chain waits any more: all were completed.
+    pub(crate) fn hand_out_all(&mut self) {
+        self.next = self.records.len();
+    }
+
     /// Ring slots of the chains that wait.
     pub(crate) fn waiting_slots(&self) -> u16 {
         self.records[self.next..].iter().map(|r| r.ticket.slots()).sum()
     }
 
     /// What completes the waiting chains, from the `first` on.
-    pub(crate) fn tickets(&self, first: usize) -> impl DoubleEndedIterator<Item = Ticket> + '_ {
+    pub(crate) fn tickets(&self, first: usize) -> impl DoubleEndedIterator<Item = Ticket> + Clone + '_ {
         self.records[self.next + first..].iter().map(|r| r.ticket)
     }
 

@@ -23,11 +23,11 @@ use alloc::boxed::Box;
 
 use ringway_spec::feature;
 use ringway_spec::packed::{
-    DESC_F_AVAIL, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_USED, DESC_F_WRITE, DESC_SIZE, EVENT_SIZE, TAIL, tail, tail_flags, tail_id,
-    tail_len,
+    DESC_F_AVAIL, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_USED, DESC_F_WRITE, DESC_SIZE, EVENT_SIZE, TAIL, tail,
+    tail_flags, tail_id, tail_len,
 };
 
-use super::burst::{ChainBuilder, MAX_CHAIN};
+use super::burst::{ChainBuilder, MAX_CHAIN, Ticket};
 use super::inflight::packed::{Region, Resubmission};
 use super::log::AreaLog;
 use crate::area::RingArea;
@@ -338,6 +338,25 @@ impl DeviceRing {
             self.store_tail(at, tail);
         }
         self.next_used = self.next_used.advance(slots, self.size());
+    }
+
+    /// The same for chains that nothing was written to.
+    pub(crate) fn complete_all(&mut self, tickets: impl DoubleEndedIterator<Item = Ticket> + Clone) {
+        let is_merged = self.has(feature::IN_ORDER)
+            && self.inflight.is_none()
+            && (self.can_merge || self.next_used == self.published)
+            && tickets.clone().all(|ticket| ticket.writable_len() == 0);
+        if !is_merged {
+            for ticket in tickets {
+                self.complete(ticket.id(), ticket.slots(), 0, ticket.writable_len() == 0);
+            }
+        } else if let Some(last) = tickets.clone().next_back() {
+            // The one that `complete` would have come to.
+            self.can_merge = true;
+            self.first = tail(0, last.id(), self.published.used_flags());
+            let slots = tickets.map(Ticket::slots).sum();
+            self.next_used = self.next_used.advance(slots, self.size());
+        }
     }
 
     #[inline]

@@ -22,7 +22,7 @@ use ringway_spec::split::{
     Descriptor, FLAGS, IDX, RING, USED_ENTRY, USED_F_NO_NOTIFY,
 };
 
-use super::burst::{ChainBuilder, MAX_CHAIN};
+use super::burst::{ChainBuilder, MAX_CHAIN, Ticket};
 use super::inflight::split::Region;
 use super::log::AreaLog;
 use crate::area::RingArea;
@@ -310,6 +310,13 @@ impl DeviceRing {
         self.next_used = self.next_used.wrapping_add(1);
         if let Some(region) = &mut self.inflight {
             region.complete(head);
+        }
+    }
+
+    /// The same for chains that nothing was written to.
+    pub(crate) fn complete_all(&mut self, tickets: impl Iterator<Item = Ticket>) {
+        for ticket in tickets {
+            self.complete(ticket.id(), 0, ticket.writable_len() == 0);
         }
     }
 

@@ -13,7 +13,7 @@ use crate::counters::{Counters, DropReason};
 use crate::frame::Frame;
 use crate::offload;
 use crate::plane::{Bell, lock};
-use crate::port::guest::{RxQueue, RxRing, Undelivered};
+use crate::port::guest::{PLAIN_HEADER, RxQueue, RxRing, Undelivered};
 use crate::port::uplink::UplinkWriter;
 use crate::port::wishes::Receivers;
 use crate::switch::{Now, Switch};
@@ -196,16 +196,22 @@ impl<'w> Delivery<'w> {
         self.limits.is_none() && self.probes.is_none()
     }
 
-    /// Sends a frame that has no header and no prefix to a port that others went to before; false if that is not all
-    /// there is to it. Only if [`Delivery::is_plain`].
+    /// Sends a frame that has no header to a port that others went to before, as [`RxQueue::deliver_plain`] writes it;
+    /// false if that is not all there is to it. Only if [`Delivery::is_plain`].
     #[inline]
-    pub(crate) fn send_plain(&mut self, to: usize, ethernet_len: usize, data: GuestBuf<'_>) -> bool {
+    pub(crate) fn send_plain<const N: usize>(
+        &mut self,
+        to: usize,
+        ethernet_len: usize,
+        head: [u8; N],
+        data: GuestBuf<'_>,
+    ) -> bool {
         let Some(open) = self.open.iter_mut().find(|open| open.port == to && open.is_plain) else {
             return false;
         };
-        let is_sent = open.queue.deliver_plain(ethernet_len, data);
+        let is_sent = open.queue.deliver_plain(ethernet_len, head, data);
         open.frames += u64::from(is_sent);
-        open.bytes += if is_sent { data.len() as u64 } else { 0 };
+        open.bytes += if is_sent { (N - PLAIN_HEADER.len() + data.len()) as u64 } else { 0 };
         is_sent
     }
 

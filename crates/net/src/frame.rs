@@ -164,10 +164,20 @@ pub(crate) struct Prefix {
 
 impl Prefix {
     /// Destination and source.
-    const ADDRESSES: usize = 12;
+    pub(crate) const ADDRESSES: usize = 12;
     /// Destination, source and tag.
     const TAGGED: usize = 16;
 
+    /// Destination and source alone, as bytes.
+    #[inline]
+    pub(crate) fn addresses(dst: Mac, src: Mac) -> [u8; Self::ADDRESSES] {
+        let Self { low, high, .. } = Self::new(dst, src, None);
+        let both = u128::from(low) | u128::from(high) << 64;
+        let [addresses @ .., _, _, _, _] = both.to_le_bytes();
+        addresses
+    }
+
+    #[inline]
     fn new(dst: Mac, src: Mac, tci: Option<u16>) -> Self {
         let low = dst.bits() | src.bits() << 48;
         let high = src.bits() >> 16;

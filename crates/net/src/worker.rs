@@ -31,7 +31,7 @@ use crate::frame::{Ethernet, Frame, Mac, Prefix, rarp};
 use crate::generator::Generator;
 use crate::offload::MAX_FRAME;
 use crate::plane::{Bell, Options, WorkerCounters, count_time, lock};
-use crate::port::guest::{RxRing, TxRing};
+use crate::port::guest::{PLAIN_HEADER, RxRing, TxRing};
 use crate::port::uplink::UplinkReader;
 use crate::port::wishes::Receivers;
 use crate::switch::{Allowance, Cache, Decision, Now, Retag, Switch};
@@ -148,15 +148,23 @@ impl Rule<'_> {
     /// done.
     #[inline]
     fn send_plain(&self, from: usize, frame: &Frame<'_>, delivery: &mut Delivery<'_>) -> bool {
-        frame.header.is_none()
-            && match self.forward {
-                Forward::Switch => self
-                    .switch
-                    .known(self.cache, from, &frame.ethernet)
-                    .is_some_and(|to| delivery.send_plain(to, frame.ethernet.len, frame.data)),
-                Forward::Wire => delivery.send_plain(1 - from, frame.ethernet.len, frame.data),
-                Forward::Echo | Forward::Sink | Forward::Generate(_) => false,
+        let Frame { header: None, ethernet, data, .. } = *frame else { return false };
+        match self.forward {
+            Forward::Switch => self
+                .switch
+                .known(self.cache, from, &ethernet)
+                .is_some_and(|to| delivery.send_plain(to, ethernet.len, PLAIN_HEADER, data)),
+            Forward::Wire => delivery.send_plain(1 - from, ethernet.len, PLAIN_HEADER, data),
+            Forward::Echo => {
+                let mut head = [0; PLAIN_HEADER.len() + Prefix::ADDRESSES];
+                let (header, addresses) = head.split_at_mut(PLAIN_HEADER.len());
+                header.copy_from_slice(&PLAIN_HEADER);
+                addresses.copy_from_slice(&Prefix::addresses(ethernet.src, ethernet.dst));
+                delivery.send_plain(from, ethernet.len, head, data.advance(Prefix::ADDRESSES))
             }
+            // Where it goes needs no way.
+            Forward::Sink | Forward::Generate(_) => true,
+        }
     }
 
     /// Sends a frame where it belongs.

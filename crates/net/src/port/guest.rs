@@ -24,6 +24,8 @@ use crate::frame::{ETHERNET_LEN, Ethernet, Frame, Prefix};
 use crate::offload::{self, MAX_FRAME};
 use crate::plane::lock;
 
+/// The header before a frame that says nothing but that it is all in one buffer.
+pub(crate) const PLAIN_HEADER: [u8; HDR_LEN] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
 /// How many receive chains are taken ahead.
 const RX_BURST: usize = 64;
 
@@ -332,23 +334,27 @@ impl RxQueue {
     }
 
     /// Writes a frame that has no header of its own, as [`RxQueue::deliver`] does; false if that is not all there is to it.
+    /// It begins with [`PLAIN_HEADER`] and what stands in the place of as many bytes; `data` follows.
     #[inline]
-    pub(crate) fn deliver_plain(&mut self, ethernet_len: usize, data: GuestBuf<'_>) -> bool {
-        // Says nothing but that it is all in one buffer.
-        const HEADER: [u8; HDR_LEN] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
-        let room = HDR_LEN + data.len();
+    pub(crate) fn deliver_plain<const N: usize>(
+        &mut self,
+        ethernet_len: usize,
+        head: [u8; N],
+        data: GuestBuf<'_>,
+    ) -> bool {
+        let room = N + data.len();
         if self.vring.failed
             || self.format.header_len != HDR_LEN
-            || self.format.offloads.check_len(data.len().saturating_sub(ethernet_len)).is_err()
+            || self.format.offloads.check_len((room - HDR_LEN).saturating_sub(ethernet_len)).is_err()
             || (self.ahead.next_writable_len() as usize) < room
         {
             return false;
         }
         let Some(chain) = self.ahead.next() else { return false };
         let buffer = chain.writable();
-        if !buffer.write_behind(HEADER, data) {
-            buffer.write(&HEADER);
-            data.copy_to(buffer.advance(HDR_LEN));
+        if !buffer.write_behind(head, data) {
+            buffer.write(&head);
+            data.copy_to(buffer.advance(N));
         }
         self.vring.queue.complete(chain, room as u32);
         self.is_dirty = true;

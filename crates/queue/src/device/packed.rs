@@ -36,6 +36,10 @@ use crate::sync::{Fence, full_fence};
 use crate::wish::Wish;
 use crate::{Areas, Burst, Cursor, QueueError, ResumeState};
 
+/// Descriptors of a cache line, and how many ahead of the one at hand they are fetched.
+const PER_LINE: u32 = 64 / DESC_SIZE as u32;
+const LOOK_AHEAD: u32 = 2 * PER_LINE;
+
 /// Where the areas that the device writes to are in the dirty log, if they are logged.
 pub(crate) struct Logs {
     pub(crate) ring: Option<AreaLog>,
@@ -246,6 +250,9 @@ impl DeviceRing {
         let end = (first + max.min(burst.room() as u32)).min(self.size);
         let mut at = first;
         while at < end {
+            if at % PER_LINE == 0 {
+                self.descriptors.prefetch((at + LOOK_AHEAD) as usize * DESC_SIZE);
+            }
             // (A) as in `descriptor`.
             let (addr, tail) = self.descriptors.load_u64_pair(at as usize * DESC_SIZE);
             let flags = tail_flags(tail);

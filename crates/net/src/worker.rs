@@ -146,9 +146,15 @@ impl Rule<'_> {
 
     /// Sends a frame where one like it went before, if nothing else is to be done: nearly all frames. False if nothing was
     /// done.
-    #[inline]
-    fn send_plain(&self, from: usize, frame: &Frame<'_>, delivery: &mut Delivery<'_>) -> bool {
-        let Frame { header: None, ethernet, data, .. } = *frame else { return false };
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "what it is given stays in registers, see `Format::begin`")]
+    fn send_plain(
+        &self,
+        from: usize,
+        ethernet: Ethernet,
+        data: GuestBuf<'_>,
+        delivery: &mut Delivery<'_>,
+    ) -> bool {
         match self.forward {
             Forward::Switch => self
                 .switch
@@ -603,18 +609,20 @@ fn forward_burst(
     let counters = delivery.counters(port);
     let is_plain = enabled && delivery.is_plain();
     for buffer in burst.readable() {
-        match format.read(buffer) {
-            Ok(frame) => {
-                bytes += frame.len() as u64;
-                if is_plain && rule.send_plain(port, &frame, &mut delivery) {
-                    continue;
-                }
-                if enabled {
-                    rule.send(port, frame, &mut delivery);
-                } else {
-                    counters.count_drop(DropReason::Disabled);
-                }
+        let begun = match format.begin(buffer) {
+            Ok(begun) => begun,
+            Err(reason) => {
+                counters.count_drop(reason);
+                continue;
             }
+        };
+        bytes += begun.data.len() as u64;
+        if is_plain && begun.is_plain() && rule.send_plain(port, begun.ethernet, begun.data, &mut delivery) {
+            continue;
+        }
+        match format.finish(buffer, begun) {
+            Ok(frame) if enabled => rule.send(port, frame, &mut delivery),
+            Ok(_) => counters.count_drop(DropReason::Disabled),
             Err(reason) => counters.count_drop(reason),
         }
     }

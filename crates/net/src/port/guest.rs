@@ -146,26 +146,34 @@ impl TxRing {
 }
 
 impl Format {
-    /// Reads the headers of a frame and before it, once.
-    #[inline]
-    pub(crate) fn read<'c>(&self, buffer: GuestBuf<'c>) -> Result<Frame<'c>, DropReason> {
+    /// Reads the beginning of a frame and of the header before it, once.
+    ///
+    /// Its parts are kept apart, in registers, and only made a [`Frame`] for those frames that need one: what is stored in
+    /// pieces and loaded whole waits for all stores before it, and these go to memory of other processors.
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "as above: a call would store what it returns")]
+    pub(crate) fn begin<'c>(&self, buffer: GuestBuf<'c>) -> Result<Begun<'c>, DropReason> {
         let data = buffer.advance(self.header_len);
         if !(ETHERNET_LEN..=MAX_FRAME).contains(&data.len()) {
             return Err(DropReason::Malformed);
         }
         let ethernet = Ethernet::read(data).ok_or(DropReason::Malformed)?;
-        Ok(Frame { header: self.header(buffer, data)?, ethernet, prefix: Prefix::default(), data })
+        let low = u64::from_le_bytes(buffer.read_array().ok_or(DropReason::Malformed)?);
+        Ok(Begun { low, ethernet, data })
     }
 
-    /// Reads the header before a frame, once. A legacy header begins as a modern one does; the
-    /// field it lacks means nothing here.
-    #[inline]
-    fn header(&self, buffer: GuestBuf<'_>, data: GuestBuf<'_>) -> Result<Option<Header>, DropReason> {
-        let low = buffer.read_array::<8>().ok_or(DropReason::Malformed)?;
-        // Nearly all frames: no partial checksum (bit 0 of `flags`), nothing to segment (`gso_type`).
-        if u64::from_le_bytes(low) & 0xff01 == 0 {
-            return Ok(None);
-        }
+    /// Reads what else there is of a frame.
+    #[inline(never)]
+    pub(crate) fn finish<'c>(&self, buffer: GuestBuf<'c>, begun: Begun<'c>) -> Result<Frame<'c>, DropReason> {
+        let Begun { low, ethernet, data } = begun;
+        let header = if begun.is_plain() { None } else { Some(self.header(low, buffer, data)?) };
+        Ok(Frame { header, ethernet, prefix: Prefix::default(), data })
+    }
+
+    /// The header before a frame, which begins with `low`. A legacy header begins as a modern one does; the field it
+    /// lacks means nothing here.
+    fn header(&self, low: u64, buffer: GuestBuf<'_>, data: GuestBuf<'_>) -> Result<Header, DropReason> {
+        let low = low.to_le_bytes();
         let csum_offset = buffer.advance(8).read_array::<2>().ok_or(DropReason::Malformed)?;
         let mut bytes = [0; size_of::<Header>()];
         bytes[..8].copy_from_slice(&low);
@@ -173,9 +181,27 @@ impl Format {
         let sent: Header = zerocopy::transmute!(bytes);
         let header = self.offloads.check_sent(sent, data.len())?;
         if header.gso_type == GSO_NONE {
-            return Ok(Some(header));
+            return Ok(header);
         }
-        offload::check(header, data).map(Some).map_err(|_| DropReason::Malformed)
+        offload::check(header, data).map_err(|_| DropReason::Malformed)
+    }
+}
+
+/// A frame of which the beginning was read.
+#[derive(Clone, Copy)]
+pub(crate) struct Begun<'c> {
+    /// The first bytes of the header before it.
+    low: u64,
+    pub(crate) ethernet: Ethernet,
+    pub(crate) data: GuestBuf<'c>,
+}
+
+impl Begun<'_> {
+    /// Whether the header before it says nothing: no partial checksum (bit 0 of `flags`), nothing to segment
+    /// (`gso_type`). So it is with nearly all frames.
+    #[inline]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.low & 0xff01 == 0
     }
 }
 

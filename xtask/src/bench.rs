@@ -1,13 +1,15 @@
 //! Ringway against what does the same: other back-ends under DPDK's driver, other ways between Linux guests.
 //!
-//!     topics    what is measured, and what the page says of it
-//!     frames    rows with DPDK's driver ── backends ── ovs
-//!     guests    rows with Linux guests  ── flood
-//!     idle      many ports that do nothing
-//!     sampling  takes samples in turn, and again when the machine was disturbed
-//!     machine   how far apart its cores are, who else works on them, what it is
-//!     results   samples kept as JSON, and put together into lines
-//!     table, page, plot   lines shown
+//! ```text
+//! topics    what is measured, and what the page says of it
+//! frames    rows with DPDK's driver ── backends ── ovs
+//! guests    rows with Linux guests  ── flood
+//! idle      many ports that do nothing
+//! sampling  takes samples in turn, and again when the machine was disturbed
+//! machine   how far apart its cores are, who else works on them, what it is
+//! results   samples kept as JSON, and put together into lines
+//! table, page, plot   lines shown
+//! ```
 //!
 //! Nothing here is measured against a figure of another day: all sides of a row are of one run.
 

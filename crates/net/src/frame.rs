@@ -165,6 +165,8 @@ pub(crate) struct Prefix {
 impl Prefix {
     /// Destination and source.
     pub(crate) const ADDRESSES: usize = 12;
+    /// Destination, source and type.
+    const TYPED: usize = 14;
     /// Destination, source and tag.
     const TAGGED: usize = 16;
 
@@ -190,6 +192,12 @@ impl Prefix {
         }
     }
 
+    /// Destination, source, and the type of what follows.
+    fn typed(dst: Mac, src: Mac, ethertype: u16) -> Self {
+        let Self { low, high, .. } = Self::new(dst, src, None);
+        Self { low, high: high | u64::from(ethertype.swap_bytes()) << 32, len: Self::TYPED }
+    }
+
     #[inline]
     pub(crate) const fn len(&self) -> usize {
         self.len
@@ -213,13 +221,13 @@ impl Prefix {
     pub(crate) fn write(self, to: GuestBuf<'_>) {
         let second = to.advance(8);
         let is_whole = to.write_array(self.low.to_le_bytes())
-            && if self.len == Self::TAGGED {
-                second.write_array(self.high.to_le_bytes())
-            } else {
-                second.write_array((self.high as u32).to_le_bytes())
+            && match self.len {
+                Self::TAGGED => second.write_array(self.high.to_le_bytes()),
+                Self::ADDRESSES => second.write_array((self.high as u32).to_le_bytes()),
+                _ => false,
             };
         if !is_whole {
-            // Room in pieces that end inside of it.
+            // Of another length, or room in pieces that end inside of it.
             to.write(&self.to_bytes()[..self.len]);
         }
     }
@@ -251,6 +259,19 @@ impl Frame<'_> {
         self.data = self.data.advance(Prefix::ADDRESSES);
         self.prefix = Prefix::new(dst, src, None);
         self.ethernet = Ethernet { dst, src, ..self.ethernet };
+    }
+
+    /// The same frame with its addresses and its tag as they were read: its sender may have written others since, that it
+    /// has no leave for. `None` if it has written a tag where there was none. It has no prefix yet.
+    pub(crate) fn settled(mut self) -> Option<Self> {
+        let Ethernet { dst, src, vlan, .. } = self.ethernet;
+        if self.ethernet.is_tagged() {
+            return Some(self.retagged(Retag::Set(vlan)));
+        }
+        let ethertype = u16::from_be_bytes(self.data.advance(Prefix::ADDRESSES).read_array()?);
+        self.data = self.data.advance(ETHERNET_LEN);
+        self.prefix = Prefix::typed(dst, src, ethertype);
+        (ethertype != TPID_VLAN).then_some(self)
     }
 
     /// The same frame with its tag changed; what its header says of places in the frame moves along. It has no prefix
@@ -304,15 +325,15 @@ impl Frame<'_> {
     /// A number that is the same for all frames of a flow: by addresses, protocol and ports of IPv4 and IPv6, by
     /// Ethernet addresses for others.
     pub(crate) fn flow_hash(&self) -> u32 {
-        flow_hash(&self.ethernet, self.data, self.ethernet.len - self.prefix.len())
+        let mut bytes = [0; FLOW_PREFIX];
+        let len = self.read(&mut bytes);
+        flow_hash(&self.ethernet, &bytes[..len])
     }
 }
 
-/// See [`Frame::flow_hash`]; the payload of the Ethernet frame begins at `l3` of `data`.
-fn flow_hash(ethernet: &Ethernet, data: GuestBuf<'_>, l3: usize) -> u32 {
-    let mut bytes = [0; FLOW_PREFIX];
-    let len = data.read(&mut bytes);
-    let bytes = &bytes[..len];
+/// See [`Frame::flow_hash`].
+fn flow_hash(ethernet: &Ethernet, bytes: &[u8]) -> u32 {
+    let (l3, len) = (ethernet.len, bytes.len());
     let mut hash = 0x811c_9dc5_u32;
     let mut mix = |part: Option<&[u8]>| {
         for &byte in part.unwrap_or_default() {

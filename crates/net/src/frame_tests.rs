@@ -151,3 +151,34 @@ fn a_prefix_may_have_a_tag() {
     assert_eq!(prefix.len(), 16);
     assert_eq!(prefix.to_bytes(), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 0x81, 0, 0x21, 0x23]);
 }
+
+/// What a sender writes after it was looked at changes neither the addresses nor the tag that a frame is delivered with.
+#[test]
+fn what_was_read_is_what_is_delivered() {
+    let tag = [0x81, 0, 0x60, 5, 8, 0];
+    for kind in [&[8, 0][..], &tag] {
+        let mut bytes = [&[2; 6][..], &[4; 6], kind, &[7; 50]].concat();
+        let wanted = bytes.clone();
+        let slices = [GuestSlice::from_mut(&mut bytes)];
+        let data = GuestBuf::new(&slices);
+        let ethernet = Ethernet::read(data).unwrap();
+        let frame = Frame { header: None, ethernet, prefix: Prefix::default(), data };
+        // Another source, and another VLAN if there is one.
+        data.advance(6).write(&[9; 6]);
+        if kind.len() > 2 {
+            data.advance(14).write(&[0x60, 6]);
+        }
+        let settled = frame.settled().unwrap();
+        assert_eq!((settled.len(), settled.ethernet), (wanted.len(), ethernet));
+        assert_eq!(settled.flow_hash(), hash(wanted.clone()));
+        let mut copy = Vec::new();
+        settled.copy_to(&mut copy);
+        assert_eq!(copy, wanted);
+        let mut room = vec![0; 20];
+        settled.prefix.write(GuestBuf::new(&[GuestSlice::from_mut(&mut room)]));
+        assert_eq!(room[..settled.prefix.len()], wanted[..settled.prefix.len()]);
+        // A tag where there was none.
+        data.advance(12).write(&tag);
+        assert_eq!(frame.settled().is_none(), kind.len() == 2);
+    }
+}

@@ -195,14 +195,14 @@ impl Rule<'_> {
             delivery.send(watcher, frame);
         }
         match self.switch.decide(self.cache, from, &frame.ethernet, self.now) {
-            Decision::To(port, retag) => self.hand_out(port, retag, frame, delivery),
+            Decision::To(port, retag) => self.hand_out(from, port, retag, frame, delivery),
             Decision::Drop(reason) => delivery.count_drop(from, reason),
             Decision::Flood(flood) => {
                 let mut is_lost = true;
                 for (port, retag) in self.switch.targets(flood) {
                     if delivery.can_reach(port) {
                         is_lost = false;
-                        self.hand_out(port, retag, frame, delivery);
+                        self.hand_out(from, port, retag, frame, delivery);
                     }
                 }
                 if is_lost {
@@ -214,13 +214,22 @@ impl Rule<'_> {
 
     /// Sends a frame to a port with the tag that it wants, and to who watches the port.
     #[inline]
-    fn hand_out(&self, to: usize, retag: Retag, frame: &Frame<'_>, delivery: &mut Delivery<'_>) {
+    fn hand_out(&self, from: usize, to: usize, retag: Retag, frame: &Frame<'_>, delivery: &mut Delivery<'_>) {
         let changed;
-        let frame = if retag == Retag::Keep {
-            frame
-        } else {
-            changed = frame.retagged(retag);
-            &changed
+        let frame = match retag {
+            Retag::Keep if !self.switch.has_rules() => frame,
+            // What was decided on is what goes out.
+            Retag::Keep => match frame.settled() {
+                Some(settled) => {
+                    changed = settled;
+                    &changed
+                }
+                None => return delivery.count_drop(from, DropReason::Malformed),
+            },
+            _ => {
+                changed = frame.retagged(retag);
+                &changed
+            }
         };
         delivery.send(to, frame);
         for &watcher in self.switch.watchers(to) {

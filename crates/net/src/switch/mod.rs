@@ -127,6 +127,12 @@ impl Switch {
         self.ports[port].to.as_ref().is_none_or(|meter| meter.admit(bytes, now.nanos))
     }
 
+    /// Whether a sender may not have every address and every tag.
+    #[inline]
+    pub(crate) fn has_rules(&self) -> bool {
+        !self.is_plain
+    }
+
     /// The ports that get a copy of what comes from a port or goes to it.
     #[inline]
     pub(crate) fn watchers(&self, port: PortIndex) -> &[PortIndex] {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use ringway_testkit::frontend::NetFrontend;
 use ringway_testkit::frontend::wire::{self, HEADER_LEN, request};
 
-use crate::common::{FEATURES, QUIET, World, exchange, mac, options, switch, up};
+use crate::common::{FEATURES, Mark, QUIET, World, exchange, mac, options, switch, up};
 
 /// Where a front-end stops: what it sends last, and with which files.
 fn last_words(guest: &NetFrontend) -> Vec<(Vec<u8>, Vec<BorrowedFd<'_>>)> {
@@ -41,14 +41,13 @@ fn costs_nobody_anything() {
 #[test]
 fn costs_the_session_in_the_end() {
     let server = switch(&["a"]);
+    let start = Mark::now(&server);
     let a = up(&server, "a", FEATURES, options());
     let (bytes, fds) = last_words(&a).swap_remove(2);
     a.connection().send_raw(&bytes, &fds).unwrap();
     assert!(!a.connection().is_closed(Duration::from_secs(5)).unwrap(), "it may have been held up");
     assert!(a.connection().is_closed(Duration::from_secs(10)).unwrap(), "it is silent for good");
-    let output = server.output();
-    let warnings = crate::common::warnings(&output);
-    assert!(warnings.len() == 1 && warnings[0].contains("port a: session ended"), "{warnings:?}");
+    start.expect_one_warning(&server, "in the middle of a message", "a", "session ended");
     up(&server, "a", FEATURES, options());
 }
 

@@ -6,7 +6,7 @@ use ringway_memory::{GuestBuf, GuestSlice};
 use crate::fabric::{Delivery, Forward};
 use crate::frame::{ETHERNET_LEN, Ethernet, Frame, Prefix};
 use crate::offload::MAX_FRAME;
-use crate::port::guest::{RxRing, Undelivered};
+use crate::port::guest::{PLAIN_HEADER, RxRing, Undelivered};
 
 /// Frames generated before the next ring's turn.
 const BURST: usize = 64;
@@ -33,6 +33,10 @@ impl Generator {
             self.frame[ETHERNET_LEN..][..8].copy_from_slice(&self.number.to_be_bytes());
             let slices = [GuestSlice::from_mut(&mut self.frame)];
             let data = GuestBuf::new(&slices);
+            if delivery.is_plain() && delivery.send_plain(ring.port, ETHERNET_LEN, PLAIN_HEADER, data) {
+                self.number += 1;
+                continue;
+            }
             let Some(ethernet) = Ethernet::read(data) else { return count };
             let frame = Frame { header: None, ethernet, prefix: Prefix::default(), data };
             match delivery.send_to_ring(ring.port, ring, Hash::default(), &frame) {

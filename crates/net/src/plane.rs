@@ -256,13 +256,17 @@ impl std::ops::Drop for Plane {
     }
 }
 
+/// Keeps this thread on a processor.
 fn pin(cpu: usize) -> io::Result<()> {
-    let mut set = CpuSet::new();
+    let told = |error: &dyn std::fmt::Display| {
+        io::Error::other(format!("cannot keep a worker on processor {cpu} (--pin): {error}"))
+    };
     if cpu >= CpuSet::MAX_CPU {
-        return Err(io::ErrorKind::InvalidInput.into());
+        return Err(told(&"there is none of that number"));
     }
+    let mut set = CpuSet::new();
     set.set(cpu);
-    Ok(sched_setaffinity(None, &set)?)
+    sched_setaffinity(None, &set).map_err(|error| told(&error))
 }
 
 fn signal() -> rustix::io::Result<OwnedFd> {

@@ -45,6 +45,9 @@ fn errors_are_early_and_say_what_to_do() {
         (&["switch", "--port=a"], "NAME=SOCKET"),
         (&["switch", "--port=a=/nowhere/a"], "port a"),
         (&["switch"], "--port"),
+        (&["net", "--socket-path=/tmp/ringway-pin.s", "--pin=1000"], "processor 1000"),
+        (&["switch", "--port=a=/nowhere/a", "--pin=2-1"], "2,4-7"),
+        (&["switch", "--port=a=/nowhere/a", "--workers=0"], "from 1 to 64"),
     ] {
         let (code, _, err) = run(args);
         assert!(code.is_some_and(|c| c != 0), "{args:?}");

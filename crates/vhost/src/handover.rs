@@ -38,7 +38,7 @@ pub use crate::backend::handover::SessionState;
 pub use crate::endpoint::handover::EndpointState;
 
 /// The version of what is handed over.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// "RWUP" in memory.
 const MAGIC: u32 = u32::from_le_bytes(*b"RWUP");
 /// The most file descriptors that the kernel takes with one byte (`SCM_MAX_FD`).

@@ -54,7 +54,7 @@ fn other_bytes_are_refused() {
     let head = |words: [u32; 4]| words.map(u32::to_le_bytes).concat();
     for (bytes, expected) in [
         (b"hello, who is there?".to_vec(), "NotAHandover"),
-        (head([MAGIC, VERSION + 1, 0, 0]), "Version(2)"),
+        (head([MAGIC, VERSION + 1, 0, 0]), "Version(3)"),
         (head([MAGIC, VERSION, MAX_LEN + 1, 0]), "NotAHandover"),
         (head([MAGIC, VERSION, 0, MAX_FILES + 1]), "NotAHandover"),
         ([head([MAGIC, VERSION, 2, 1]), vec![0; 3]].concat(), "NotAHandover"),

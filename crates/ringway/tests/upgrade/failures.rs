@@ -56,10 +56,10 @@ impl Replaceable {
     }
 }
 
-/// What a new program says first that speaks the version 2.
-const READY_2: &str = r"printf 'RWUP\x02\0\0\0\x07\0\0\0\0\0\0\0\x22ready\x22' >&$RINGWAY_UPGRADE_FD";
-const READY: &str = r"printf 'RWUP\x01\0\0\0\x07\0\0\0\0\0\0\0\x22ready\x22' >&$RINGWAY_UPGRADE_FD";
-const FAILED: &str = r#"printf 'RWUP\x01\0\0\0\x14\0\0\0\0\0\0\0{"failed":"no luck"}' >&$RINGWAY_UPGRADE_FD"#;
+/// What a new program says first that speaks version 1.
+const READY_1: &str = r"printf 'RWUP\x01\0\0\0\x07\0\0\0\0\0\0\0\x22ready\x22' >&$RINGWAY_UPGRADE_FD";
+const READY: &str = r"printf 'RWUP\x02\0\0\0\x07\0\0\0\0\0\0\0\x22ready\x22' >&$RINGWAY_UPGRADE_FD";
+const FAILED: &str = r#"printf 'RWUP\x02\0\0\0\x14\0\0\0\0\0\0\0{"failed":"no luck"}' >&$RINGWAY_UPGRADE_FD"#;
 
 /// Each way in which a new program fails before it is ready: nobody notices. When there is a good one at last, it takes
 /// over.
@@ -70,10 +70,10 @@ fn a_program_that_is_not_ready_costs_nothing() {
     for (script, why) in [
         ("exit 3", "ended before it was ready (exit status: 3)"),
         ("kill -SEGV $$", "ended before it was ready (signal: 11"),
-        (READY_2, "version 2 of the hand-over, this one version 1"),
+        (READY_1, "version 1 of the hand-over, this one version 2"),
         ("echo 'hello, what is this?' >&$RINGWAY_UPGRADE_FD", "no message of a hand-over"),
         ("printf R >&$RINGWAY_UPGRADE_FD; sleep 60", "did not say in time that it was ready"),
-        ("printf 'RWUP\\x01\\0\\0\\0\\x03\\0\\0\\0\\0\\0\\0\\0{}}' >&$RINGWAY_UPGRADE_FD", "cannot be read"),
+        ("printf 'RWUP\\x02\\0\\0\\0\\x03\\0\\0\\0\\0\\0\\0\\0{}}' >&$RINGWAY_UPGRADE_FD", "cannot be read"),
         (FAILED, "no luck"),
         ("sleep 60", "did not say in time that it was ready"),
     ] {

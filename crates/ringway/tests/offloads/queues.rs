@@ -10,7 +10,9 @@ use ringway_testkit::frontend::wire::{self, NO_FD, VringAddress, feature, protoc
 use ringway_testkit::frontend::{Buffer, NetFrontend, Options, RingLayout, SplitRing};
 use ringway_testkit::server::Server;
 
-use crate::common::{FEATURES, Mark, PROTOCOL, QUIET, SOON, expect_number, numbered, options, switch, up};
+use crate::common::{
+    FEATURES, Mark, PROTOCOL, QUIET, SOON, eventually, expect_number, numbered, options, switch, up,
+};
 use crate::{A, D};
 
 const MQ: u64 = feature::NET_MQ;
@@ -103,10 +105,16 @@ fn spread(a: &mut NetFrontend, d: &mut NetFrontend, pairs: usize) -> HashMap<u16
             d.send_frame(&frame_of(flow, number)).unwrap();
         }
     }
-    d.pair(0).wait_sent(SOON).unwrap();
-    for pair in 0..pairs {
+    let mut frames = vec![Vec::new(); pairs];
+    eventually("all frames arrived", || {
+        for (pair, frames) in frames.iter_mut().enumerate() {
+            frames.extend(std::iter::from_fn(|| a.pair(pair).recv(Duration::ZERO).unwrap()));
+        }
+        frames.iter().flatten().count() == 2 * 64
+    });
+    for (pair, frames) in frames.into_iter().enumerate() {
         let mut last = None;
-        while let Some((_, bytes)) = a.pair(pair).recv(Duration::ZERO).unwrap() {
+        for (_, bytes) in frames {
             let flow = (0..64).find(|f| (0..2).any(|n| bytes == frame_of(*f, n))).expect("a frame of ours");
             let number = u64::from(bytes == frame_of(flow, 1));
             assert!(at.insert(flow, pair).is_none_or(|p| p == pair), "flow {flow} has one pair");

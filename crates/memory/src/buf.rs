@@ -74,7 +74,7 @@ impl<'a> GuestSlice<'a> {
 
     /// The slice without its first `n` bytes, `n` at most its length.
     #[inline]
-    fn skip(&self, n: usize) -> Self {
+    pub(crate) fn skip(&self, n: usize) -> Self {
         debug_assert!(n <= self.len);
         // SAFETY: `n <= len`, so the start stays inside the range or one past it.
         let base = unsafe { self.base.add(n) };

@@ -10,6 +10,8 @@
 //! While a guest migrates, its front-end wants to know which pages are written to: a table can have a [`DirtyLog`].
 //! Behind an IOMMU a device sees other addresses than the guest: a table can have a [`Translation`].
 //!
+//! What is worked on for longer than a burst is [`Kept`]: a buffer with the table that maps it.
+//!
 //! A driver's buffers are [`SharedBuf`]s: ranges of a region that have one owner, who lends them to the device.
 //!
 //! No reference (`&T`, `&[u8]`) ever points into such memory: a peer writes to it while we read. What
@@ -32,6 +34,7 @@ mod buf;
 pub mod io;
 #[cfg(feature = "std")]
 mod iotlb;
+mod kept;
 mod log;
 #[cfg(feature = "std")]
 mod mapping;
@@ -51,6 +54,7 @@ pub use area::RingArea;
 pub use buf::{GuestBuf, GuestSlice};
 #[cfg(feature = "std")]
 pub use iotlb::Iotlb;
+pub use kept::Kept;
 pub use log::DirtyLog;
 #[cfg(feature = "std")]
 pub use mapping::{MapError, Mapping};

@@ -37,6 +37,11 @@ impl ScatterList {
         }
     }
 
+    /// The table that it translates by.
+    pub(crate) fn table(&self) -> &Arc<MemoryTable> {
+        &self.table
+    }
+
     /// Number of slices.
     pub fn len(&self) -> usize {
         self.slices.len()

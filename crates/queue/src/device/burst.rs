@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use ringway_memory::{Access, BusAddr, DirtyLog, GuestBuf, MemoryTable, ScatterList};
+use ringway_memory::{Access, BusAddr, DirtyLog, GuestBuf, Kept, MemoryTable, ScatterList};
 use ringway_spec::split::DESC_SIZE;
 
 use super::log::{Places, mark_places, mark_slices, places};
@@ -300,6 +300,20 @@ impl<'b> Chain<'b> {
     #[inline]
     pub fn writable_len(&self) -> u32 {
         self.record.ticket.writable_len()
+    }
+
+    /// Keeps `len` bytes of [`Chain::readable`] from `skip` on, or as many as there are, for longer than the burst.
+    #[inline]
+    pub fn keep_readable(&self, skip: usize, len: usize, kept: &mut Kept) {
+        let Record { first, writable, .. } = self.record;
+        self.list.keep(first as usize..writable as usize, skip, len, kept);
+    }
+
+    /// Keeps `len` bytes of [`Chain::writable`] from `skip` on, or as many as there are, for longer than the burst.
+    #[inline]
+    pub fn keep_writable(&self, skip: usize, len: usize, kept: &mut Kept) {
+        let Record { writable, end, .. } = self.record;
+        self.list.keep(writable as usize..end as usize, skip, len, kept);
     }
 
     /// Lets go of the buffers, so that the burst can go on, and keeps what completes the chain later.

@@ -12,7 +12,7 @@ use ringway_queue::{Burst, Missing, QueueError, ResumeState};
 use ringway_spec::net::CTRL_ERR;
 use ringway_vhost::backend::Device;
 use ringway_vhost::message::protocol_feature;
-use ringway_vhost::{Kick, Notifier, Running};
+use ringway_vhost::{Kick, Notifier, Running, Serving};
 use rustix::event::epoll;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
@@ -20,7 +20,7 @@ use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, 
 use crate::fabric::{Event, Forward};
 use crate::frame::Mac;
 use crate::plane::{Held, Lanes, Plane, lock};
-use crate::port::guest::{Format, RxRing, TxRing, Vring};
+use crate::port::guest::{Format, RxRing, TxRing};
 use crate::port::wishes::Receivers;
 use crate::worker::{Token, Worker, watch};
 
@@ -62,7 +62,7 @@ struct Sender {
 /// The control queue, while it runs.
 struct Control {
     index: u16,
-    vring: Vring,
+    vring: Serving,
     burst: Burst,
     /// What is watched: the driver's kick, or a clock.
     kick: Option<OwnedFd>,
@@ -106,11 +106,11 @@ impl GuestDevice {
             if let (Some(tx), Some(worker)) = (tx, held.worker(self.worker_of(pair)))
                 && let Some(ring) = worker.tx(tx.place)
             {
-                ring.vring.fail(counters);
+                counters.count_failure(ring.vring.fail());
             }
         }
         if let Some(control) = &mut self.control {
-            control.vring.fail(counters);
+            counters.count_failure(control.vring.fail());
         }
         self.steer(&mut held);
     }
@@ -177,7 +177,7 @@ impl GuestDevice {
         });
         let watched =
             kick.filter(|kick| watch(&self.lanes.epoll, kick.as_fd(), Token::Command(self.port)).is_ok());
-        let vring = Vring::from(running);
+        let vring = Serving::from(running);
         self.control = Some(Control { index, vring, burst: Burst::default(), kick: watched });
         self.look_at_control();
     }
@@ -192,7 +192,7 @@ impl GuestDevice {
     }
 
     /// Applies `change` to a ring of frames.
-    fn with_vring(&mut self, index: u16, held: &mut Held<'_>, change: impl FnOnce(&mut Vring)) {
+    fn with_vring(&mut self, index: u16, held: &mut Held<'_>, change: impl FnOnce(&mut Serving)) {
         let pair = index / 2;
         if let Some(control) = self.control.as_mut().filter(|control| control.index == index) {
             change(&mut control.vring);
@@ -230,7 +230,7 @@ impl GuestDevice {
     pub fn serve_control(&mut self) -> Result<Option<Missing>, (u16, QueueError)> {
         let lanes = Arc::clone(&self.lanes);
         let counters = lanes.counters(self.port);
-        let Some(mut control) = self.control.take_if(|control| !control.vring.failed) else {
+        let Some(mut control) = self.control.take_if(|control| !control.vring.has_failed()) else {
             return Ok(None);
         };
         let Control { index, vring, burst, .. } = &mut control;
@@ -248,7 +248,7 @@ impl GuestDevice {
                     self.set_offloads(&mut held);
                 }
                 self.steer(&mut held);
-                vring.publish(counters);
+                counters.count_call(vring.publish());
             }
             if vring.queue.arm() {
                 self.look_at_control();
@@ -256,7 +256,7 @@ impl GuestDevice {
             vring.queue.missing()
         });
         let result = result.map_err(|error| {
-            vring.fail(counters);
+            counters.count_failure(vring.fail());
             (*index, error)
         });
         self.control = Some(control);
@@ -402,7 +402,6 @@ impl Device for GuestDevice {
 
     fn stop_vring(&mut self, index: u16) -> ResumeState {
         let lanes = Arc::clone(&self.lanes);
-        let counters = lanes.counters(self.port);
         let mut held = lanes.hold();
         let pair = index / 2;
         // A front-end may keep its end of the kick open, so closing ours would leave the watch in place. What could not be
@@ -413,7 +412,7 @@ impl Device for GuestDevice {
         if self.is_control(index) {
             let control = self.control.take().expect("it is the control queue's index");
             unwatch(&lanes.epoll, &control.kick);
-            return control.vring.stop(counters);
+            return control.vring.stop();
         }
         let worker = self.worker_of(pair);
         let state = if index.is_multiple_of(2) {
@@ -421,12 +420,12 @@ impl Device for GuestDevice {
                 unwatch(lanes.epoll_of(worker), &kick);
                 self.steer(&mut held);
                 held.workers().for_each(|worker| worker.neglect(&ring));
-                Arc::into_inner(ring).map(|ring| ring.stop(counters))
+                Arc::into_inner(ring).map(RxRing::stop)
             })
         } else {
             self.tx[usize::from(pair)].take().and_then(|Sender { place, kick }| {
                 unwatch(lanes.epoll_of(worker), &kick);
-                held.worker(worker)?.remove_tx(place).map(|ring| ring.vring.stop(counters))
+                held.worker(worker)?.remove_tx(place).map(|ring| ring.vring.stop())
             })
         };
         // Without workers there is nothing to resume.

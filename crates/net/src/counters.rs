@@ -5,25 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A number that one thread increases and any may read.
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    /// Adds `n`; only the thread that owns the counter does.
-    #[inline]
-    pub fn add(&self, n: u64) {
-        // One writer: a load and a store do, without the cost of a locked instruction.
-        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
-    }
-
-    /// The value now.
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
+pub use ringway_vhost::Counter;
 
 macro_rules! drops {
     ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
@@ -104,6 +87,21 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// Counts a call to a driver, if there was one.
+    #[inline]
+    pub(crate) fn count_call(&self, was_called: bool) {
+        if was_called {
+            self.calls.add(1);
+            self.syscalls.add(1);
+        }
+    }
+
+    /// Counts a ring that failed, if it did not before; returns whether that is so.
+    pub(crate) fn count_failure(&self, is_news: bool) -> bool {
+        self.failures.add(is_news.into());
+        is_news
+    }
+
     /// Counts a frame that went nowhere.
     #[inline]
     pub fn count_drop(&self, reason: DropReason) {

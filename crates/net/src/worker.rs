@@ -472,7 +472,7 @@ impl Worker {
         rings.cool(*now, *busy_poll, |ring| {
             // A ring in memory that was taken away looks empty.
             if !ring.vring.queue.is_memory_intact() {
-                ring.vring.fail(&fabric.ports[ring.port].counters);
+                fabric.ports[ring.port].counters.count_failure(ring.vring.fail());
                 fabric.bell.ring(Event::MemoryFault { port: ring.port, session: ring.session });
             }
         });
@@ -540,7 +540,7 @@ impl Worker {
             Err(error) => {
                 let TxRing { port, session, index, .. } = *ring;
                 let is_intact = ring.vring.queue.is_memory_intact();
-                ring.vring.fail(&fabric.ports[port].counters);
+                fabric.ports[port].counters.count_failure(ring.vring.fail());
                 fabric.bell.ring(Event::of_failure(port, session, index, is_intact, error));
                 0
             }
@@ -641,10 +641,10 @@ fn forward_burst(
     rule.count_sent(port, count, bytes);
     // First, so that no frame that a receiver has seen is still available: a device that goes on here after a crash would
     // send it again.
-    vring.publish(counters);
+    counters.count_call(vring.publish());
     delivery.finish();
     if !vring.queue.is_memory_intact() {
-        ring.vring.fail(counters);
+        counters.count_failure(ring.vring.fail());
         fabric.bell.ring(Event::MemoryFault { port, session });
     }
     Ok(count)

@@ -18,13 +18,17 @@
 
 pub mod backend;
 mod base;
+mod counter;
 mod descriptor;
 pub mod endpoint;
 pub mod frontend;
 pub mod handover;
 pub mod inflight;
 pub mod message;
+mod serving;
 pub mod socket;
 mod vring;
 
+pub use counter::Counter;
+pub use serving::Serving;
 pub use vring::{Kick, Notifier, Running};

@@ -12,10 +12,10 @@ use std::time::Instant;
 
 use ringway_device::net::{Hash, HeaderError, Offloads, Work, header_len};
 use ringway_memory::{GuestBuf, GuestSlice};
-use ringway_queue::{Burst, DeviceQueue, Missing, QueueError, ResumeState};
+use ringway_queue::{Burst, Missing, QueueError, ResumeState};
 use ringway_spec::feature;
 use ringway_spec::net::{F_MRG_RXBUF, GSO_NONE, HDR_LEN, HDR_LEN_HASH, HashReport, Header};
-use ringway_vhost::{Kick, Notifier, Running};
+use ringway_vhost::{Kick, Running, Serving};
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U32;
 
@@ -51,80 +51,12 @@ impl Format {
     }
 }
 
-/// A running ring.
-pub(crate) struct Vring {
-    pub(crate) queue: DeviceQueue,
-    pub(crate) kick: Kick,
-    call: Notifier,
-    err: Notifier,
-    /// The ring failed: it is not looked at until the session stops it.
-    pub(crate) failed: bool,
-}
-
-impl From<Running> for Vring {
-    fn from(running: Running) -> Self {
-        let Running { mut queue, kick, call, err, enabled: _, is_resumed } = running;
-        if is_resumed {
-            call.notify();
-        }
-        queue.suppress();
-        Self { queue, kick, call, err, failed: false }
-    }
-}
-
-impl Vring {
-    /// Whether it has something to take; a ring that fails when it is looked at closer counts too.
-    #[inline]
-    pub(crate) fn is_ready(&self) -> bool {
-        !self.failed && self.queue.has_available()
-    }
-
-    /// Publishes what was completed, and calls the driver if it asked.
-    #[inline]
-    pub(crate) fn publish(&mut self, counters: &Counters) {
-        if self.queue.publish() && self.call.notify() {
-            counters.calls.add(1);
-            counters.syscalls.add(1);
-        }
-    }
-
-    /// Calls by another way. The one before may have got a call that nobody looks for any more.
-    pub(crate) fn set_call(&mut self, call: Notifier) {
-        self.call = call;
-        self.call.notify();
-    }
-
-    /// Tells failures by another way.
-    pub(crate) fn set_err(&mut self, err: Notifier) {
-        self.err = err;
-        if self.failed {
-            self.err.notify();
-        }
-    }
-
-    /// Stops it; its state to resume from.
-    pub(crate) fn stop(mut self, counters: &Counters) -> ResumeState {
-        self.publish(counters);
-        self.queue.stop()
-    }
-
-    /// Notes that the ring is of no more use, and tells the front-end; whether it was until now.
-    pub(crate) fn fail(&mut self, counters: &Counters) -> bool {
-        if std::mem::replace(&mut self.failed, true) {
-            return false;
-        }
-        self.err.notify();
-        counters.failures.add(1);
-        true
-    }
-}
-
 /// A running transmit ring.
 pub(crate) struct TxRing {
     pub(crate) port: usize,
     pub(crate) session: u64,
     pub(crate) index: u16,
-    pub(crate) vring: Vring,
+    pub(crate) vring: Serving,
     pub(crate) format: Format,
     pub(crate) enabled: bool,
     /// Frames were taken from it since the clock was read last, and when that was so before.
@@ -137,7 +69,7 @@ pub(crate) struct TxRing {
 impl TxRing {
     pub(crate) fn new(port: usize, session: u64, index: u16, running: Running, format: Format) -> Self {
         let enabled = running.enabled;
-        let mut vring = Vring::from(running);
+        let mut vring = Serving::from(running);
         // All that is in it is sent, whatever a driver calls it.
         vring.queue.ignore_write_flag_in_tables();
         let (is_active, active_at, resume_at) = (true, Instant::now(), None);
@@ -217,7 +149,7 @@ pub(crate) struct RxRing {
 impl RxRing {
     pub(crate) fn new(port: usize, session: u64, index: u16, running: Running, format: Format) -> Self {
         let is_open = running.enabled;
-        let vring = Vring::from(running);
+        let vring = Serving::from(running);
         let has_kick = !matches!(vring.kick, Kick::Polled);
         let queue =
             RxQueue { vring, format, is_open, ahead: Burst::default(), is_dirty: false, is_starved: false };
@@ -232,20 +164,20 @@ impl RxRing {
     /// Whether frames may go to it.
     pub(crate) fn is_open(&self) -> bool {
         let queue = lock(&self.queue);
-        queue.is_open && !queue.vring.failed
+        queue.is_open && !queue.vring.has_failed()
     }
 
     /// Stops it; its state to resume from.
-    pub(crate) fn stop(self, counters: &Counters) -> ResumeState {
+    pub(crate) fn stop(self) -> ResumeState {
         let mut queue = self.queue.into_inner().unwrap_or_else(PoisonError::into_inner);
         queue.retake();
-        queue.vring.stop(counters)
+        queue.vring.stop()
     }
 }
 
 /// A running receive ring, with chains taken ahead.
 pub(crate) struct RxQueue {
-    pub(crate) vring: Vring,
+    pub(crate) vring: Serving,
     format: Format,
     /// It is enabled.
     pub(crate) is_open: bool,
@@ -323,7 +255,7 @@ impl RxQueue {
 
     /// The ring is of no more use until the session stops it; whether it was until now.
     pub(crate) fn fail(&mut self, counters: &Counters) -> bool {
-        let is_news = self.vring.fail(counters);
+        let is_news = counters.count_failure(self.vring.fail());
         self.retake();
         is_news
     }
@@ -336,7 +268,7 @@ impl RxQueue {
     /// Takes chains before there are frames for them: it may take a while until it is known where they are. An
     /// error is met again when there is a frame.
     pub(crate) fn take_ahead(&mut self) {
-        if !self.vring.failed && self.lacks_chains() && self.vring.queue.has_available() {
+        if !self.vring.has_failed() && self.lacks_chains() && self.vring.queue.has_available() {
             let _ = self.vring.queue.take(&mut self.ahead, RX_BURST);
         }
     }
@@ -352,7 +284,7 @@ impl RxQueue {
     pub(crate) fn arm(&mut self, awaits_buffers: bool) -> bool {
         let is_lacking = self.format.has_iommu && self.lacks_chains();
         let is_starved = awaits_buffers && self.is_starved && self.is_open;
-        !self.vring.failed && (is_lacking || is_starved) && self.vring.queue.arm()
+        !self.vring.has_failed() && (is_lacking || is_starved) && self.vring.queue.arm()
     }
 
     pub(crate) fn suppress(&mut self) {
@@ -369,7 +301,7 @@ impl RxQueue {
         data: GuestBuf<'_>,
     ) -> bool {
         let room = N + data.len();
-        if self.vring.failed
+        if self.vring.has_failed()
             || self.format.header_len != HDR_LEN
             || self.format.offloads.check_len((room - HDR_LEN).saturating_sub(ethernet_len)).is_err()
             || (self.ahead.next_writable_len() as usize) < room
@@ -396,7 +328,7 @@ impl RxQueue {
         scratch: &mut Vec<u8>,
         counters: &Counters,
     ) -> Result<(), Undelivered> {
-        if self.vring.failed {
+        if self.vring.has_failed() {
             return Err(DropReason::NotReady.into());
         }
         let Format { offloads, header_len, can_merge, .. } = self.format;
@@ -454,7 +386,7 @@ impl RxQueue {
     #[inline]
     pub(crate) fn publish(&mut self, counters: &Counters) {
         if std::mem::take(&mut self.is_dirty) {
-            self.vring.publish(counters);
+            counters.count_call(self.vring.publish());
         }
     }
 

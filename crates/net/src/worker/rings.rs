@@ -80,7 +80,7 @@ impl Rings {
     /// A ring is polled from now on.
     pub(super) fn heat(&mut self, place: usize) {
         if let Some(Some(ring)) = self.all.get_mut(place)
-            && !ring.vring.failed
+            && !ring.vring.has_failed()
             && ring.resume_at.is_none()
             && !self.hot.contains(&place)
         {
@@ -123,7 +123,7 @@ impl Rings {
         let Self { all, hot, polled, waiting, .. } = self;
         hot.retain(|&place| {
             let Some(Some(ring)) = all.get_mut(place) else { return false };
-            if ring.vring.failed {
+            if ring.vring.has_failed() {
                 return false;
             }
             if ring.resume_at.is_some() {
@@ -143,7 +143,7 @@ impl Rings {
                 return true;
             }
             inspect(ring);
-            if !ring.vring.failed && matches!(ring.vring.kick, Kick::Polled) {
+            if !ring.vring.has_failed() && matches!(ring.vring.kick, Kick::Polled) {
                 polled.push(place);
             }
             false

@@ -8,9 +8,11 @@
 //! | [`split`] | 2.7 Split Virtqueues |
 //! | [`packed`] | 2.8 Packed Virtqueues |
 //! | [`net`] | 5.1 Network Device |
+//! | [`blk`] | 5.2 Block Device |
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod blk;
 pub mod feature;
 pub mod net;
 pub mod packed;

@@ -3,13 +3,15 @@
 //! [`status`] is the machine every device goes through: features are negotiated, then the device is live.
 //! [`net`] is the network device: its configuration space, its control commands, and the rules by which the
 //! header of a frame that one driver sent becomes the header that another receives.
+//! [`blk`] is the block device: its configuration space, and what becomes of a request.
 //!
 //! A model knows no file descriptor, no thread, no socket and no clock, and touches no ring: `net` (the crate)
-//! moves the frames.
+//! moves the frames, `block` the sectors.
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
+pub mod blk;
 pub mod net;
 pub mod status;

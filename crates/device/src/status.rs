@@ -105,6 +105,23 @@ impl Negotiation {
         self.status.contains(DeviceStatus::DRIVER_OK)
     }
 
+    /// Goes on, after reset, where another device's negotiation was.
+    ///
+    /// # Errors
+    /// [`FeatureError`], if this device does not offer what the other did.
+    pub fn restore(&mut self, acked: Option<u64>, status: u8) -> Result<(), FeatureError> {
+        if let Some(acked) = acked {
+            self.ack(acked)?;
+        }
+        if status != 0 {
+            self.write_status(status);
+        }
+        if DeviceStatus::from_bits_retain(status).contains(DeviceStatus::DEVICE_NEEDS_RESET) {
+            self.need_reset();
+        }
+        Ok(())
+    }
+
     /// Back to the start: status 0, nothing acked.
     pub fn reset(&mut self) {
         self.acked = None;

@@ -9,7 +9,6 @@
 use alloc::vec::Vec;
 
 use ringway_spec::net::{CTRL_MQ, CTRL_MQ_VQ_PAIRS_SET, MQ_PAIRS_MIN};
-use ringway_spec::status::DeviceStatus;
 use thiserror::Error;
 
 use super::NetDevice;
@@ -76,15 +75,7 @@ impl NetDevice {
     /// [`RestoreError`].
     pub fn restore(&mut self, state: &State) -> Result<(), RestoreError> {
         let State { acked, status, announce, orders } = state;
-        if let Some(acked) = *acked {
-            self.negotiation.ack(acked)?;
-        }
-        if *status != 0 {
-            self.negotiation.write_status(*status);
-        }
-        if DeviceStatus::from_bits_retain(*status).contains(DeviceStatus::DEVICE_NEEDS_RESET) {
-            self.negotiation.need_reset();
-        }
+        self.negotiation.restore(*acked, *status)?;
         self.load(orders)?;
         self.orders.announce = *announce;
         Ok(())

@@ -163,6 +163,17 @@ impl Region {
         self.backing.file()
     }
 
+    /// Whether every access so far reached the memory; see [`Backing::is_intact`].
+    pub fn is_intact(&self) -> bool {
+        self.backing.is_intact()
+    }
+
+    /// The `len` bytes at `offset`, if the region has them.
+    pub fn bytes(&self, offset: u64, len: u64) -> Option<GuestSlice<'_>> {
+        let is_inside = offset <= self.len && len <= self.len - offset;
+        is_inside.then(|| self.slice(offset, len))
+    }
+
     pub(crate) fn window(&self) -> Window {
         Window { gpa: self.gpa, len: self.len, base: self.base }
     }
@@ -172,10 +183,10 @@ impl Region {
         Arc::clone(&self.backing)
     }
 
-    /// The slice from `offset` to at most `len` bytes on; `offset` is inside the region.
+    /// The slice from `offset` to at most `len` bytes on; `offset` is inside the region, or its end.
     pub(crate) fn slice(&self, offset: u64, len: u64) -> GuestSlice<'_> {
         let len = len.min(self.len - offset);
-        // SAFETY: `offset < self.len`, so the sum stays inside the mapped range, which fits an isize.
+        // SAFETY: `offset <= self.len`, so the sum stays inside the mapped range or one past it, which fits an isize.
         let start = unsafe { self.base.add(offset as usize) };
         // SAFETY: the range lies inside the region; `&self` keeps the backing alive for the slice's lifetime.
         unsafe { GuestSlice::from_raw(start, len as usize) }

@@ -8,4 +8,5 @@
 //!
 //! This crate does not know the vhost-user protocol, nor what a request may ask for:
 //! that is the device model's. It does not know the network.
+pub mod image;
 pub mod job;

@@ -1,0 +1,449 @@
+//! What is behind a disk: an image, of one of several kinds, what there is to know of it, and how queues reach it.
+//!
+//! ```text
+//!   ImageSpec ──open──► Image ─┬─ Facts    what the device model is made of
+//!                              └─ Way      null │ memory │ a file, for io_uring │ elsewhere: an Executor
+//! ```
+//!
+//! A file is locked for as long as it is open ([`lock`]); which of its bytes a guest may reach, and when, is decided by the
+//! device model and its queues.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ringway_memory::MapError;
+use ringway_vhost::handover::{FdIndex, FilesIn, FilesOut, HandoverError};
+use rustix::fs::OFlags;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::job::Executor;
+
+mod lock;
+mod memory;
+mod pool;
+mod raw;
+mod spec;
+mod sys;
+
+pub use memory::MemoryDisk;
+pub use pool::Pool;
+pub use raw::Raw;
+pub use spec::{ImageSpec, SpecError, parse_size};
+
+/// The largest logical block.
+const MAX_BLOCK_SIZE: u32 = 1 << 16;
+
+/// Zeroes to write, where direct I/O takes them.
+#[repr(align(4096))]
+struct Zeroes([u8; 1 << 16]);
+static ZEROES: Zeroes = Zeroes([0; 1 << 16]);
+
+/// What a file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Format {
+    /// What its first bytes say.
+    #[default]
+    Auto,
+    /// The disk's bytes.
+    Raw,
+    /// QEMU's copy-on-write format.
+    Qcow2,
+}
+
+/// How writes get to a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Cache {
+    /// Past the page cache. What was written is stable once it was flushed.
+    #[default]
+    Direct,
+    /// Through the page cache. What was written is stable once it was flushed.
+    Writeback,
+    /// Through the page cache. What was written is stable, as long as the driver does not ask for less.
+    Writethrough,
+}
+
+/// How an image is opened.
+#[derive(Debug, Clone, Default)]
+pub struct OpenOptions {
+    /// The guest cannot write.
+    pub read_only: bool,
+    /// What the file holds.
+    pub format: Format,
+    /// How writes get to the file.
+    pub cache: Cache,
+    /// The disk's logical block size, or what fits the image.
+    pub logical_block_size: Option<u32>,
+    /// Others may write to the image at the same time: guests that know what they do, or one that migrates.
+    pub share: bool,
+}
+
+/// What there is to know of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "each is an answer of its own")]
+pub struct Facts {
+    /// Bytes, a multiple of the logical block size.
+    pub size: u64,
+    /// What requests are multiples of.
+    pub logical_block_size: u32,
+    /// What the storage writes as a whole; at least the logical block size.
+    pub physical_block_size: u32,
+    /// The smallest I/O that costs no more than it must, in bytes; 0 if not known.
+    pub min_io: u32,
+    /// The best size of a long I/O, in bytes; 0 if there is none.
+    pub opt_io: u32,
+    /// Where the first physical block begins, in bytes.
+    pub alignment_offset: u32,
+    /// Nothing can be written.
+    pub read_only: bool,
+    /// Ranges can be discarded.
+    pub can_discard: bool,
+    /// What ranges should be multiples of to be discarded, in bytes.
+    pub discard_alignment: u64,
+    /// Ranges can be made zeroes.
+    pub can_write_zeroes: bool,
+    /// Zeroes may give space back.
+    pub zeroes_may_unmap: bool,
+    /// Ranges can be erased for good.
+    pub can_secure_erase: bool,
+    /// There is something to flush.
+    pub can_flush: bool,
+    /// What the addresses and lengths of buffers must be multiples of for the file of [`Way::File`] to take them; the
+    /// executor beside it takes any.
+    pub memory_alignment: u32,
+}
+
+impl Facts {
+    /// Of a writable image that can all but erase, in blocks of one size.
+    pub(crate) fn new(size: u64, block_size: u32) -> Self {
+        Self {
+            size,
+            logical_block_size: block_size,
+            physical_block_size: block_size,
+            min_io: 0,
+            opt_io: 0,
+            alignment_offset: 0,
+            read_only: false,
+            can_discard: true,
+            discard_alignment: block_size.into(),
+            can_write_zeroes: true,
+            zeroes_may_unmap: true,
+            can_secure_erase: false,
+            can_flush: true,
+            memory_alignment: 1,
+        }
+    }
+
+    /// Of an image that is no file, as the options say.
+    fn plain(size: u64, options: &OpenOptions) -> Self {
+        let can_write = !options.read_only;
+        let block_size = options.logical_block_size.unwrap_or(512);
+        Self {
+            size: size - size % u64::from(block_size),
+            read_only: options.read_only,
+            can_discard: can_write,
+            can_write_zeroes: can_write,
+            zeroes_may_unmap: can_write,
+            physical_block_size: block_size.max(4096),
+            ..Self::new(size, block_size)
+        }
+    }
+}
+
+/// How queues reach an image.
+#[derive(Clone)]
+pub enum Way {
+    /// There is nothing to reach: all is done at once.
+    Null,
+    /// In memory, by copying.
+    Memory(Arc<MemoryDisk>),
+    /// Reads, writes and flushes can be given to the kernel.
+    File {
+        /// The file.
+        file: Arc<OwnedFd>,
+        /// Who does all else, and these too if the kernel does not take them.
+        aside: Arc<dyn Executor>,
+    },
+    /// Somebody else does all.
+    Elsewhere(Arc<dyn Executor>),
+}
+
+/// Why there is no image.
+#[derive(Debug, Error)]
+pub enum ImageError {
+    /// The kernel's error.
+    #[error("cannot {what} {path}: {source}")]
+    Io {
+        /// Which image.
+        path: PathBuf,
+        /// What was attempted.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Something else than a file of bytes.
+    #[error("{0} is neither a regular file nor a block device")]
+    NotAnImage(PathBuf),
+    /// Another program uses it.
+    #[error("{path} is in use by {}", by_whom(*by))]
+    InUse {
+        /// Which image.
+        path: PathBuf,
+        /// Who has it, if that is known.
+        by: Option<i32>,
+    },
+    /// The page cache cannot be passed by.
+    #[error("the file system of {0} has no direct I/O; --cache=writeback does without")]
+    NoDirect(PathBuf),
+    /// The storage has no blocks that small.
+    #[error(
+        "{path} cannot have logical blocks of {given} bytes: direct I/O on it needs {needed}, or --cache=writeback"
+    )]
+    BlockSize {
+        /// Which image.
+        path: PathBuf,
+        /// What was asked for.
+        given: u32,
+        /// The least there can be.
+        needed: u32,
+    },
+    /// A size that no disk's block has.
+    #[error("a logical block has 512 to 65536 bytes, a power of two, and not {0}")]
+    BadBlockSize(u32),
+    /// It would lose bytes, which nobody asked for.
+    #[error("the disk has {from} bytes, and would lose some with {to}")]
+    WouldShrink {
+        /// The size it has.
+        from: u64,
+        /// The size it was to get.
+        to: u64,
+    },
+    /// Its size is what it is.
+    #[error("{0} cannot be resized here")]
+    NotResizable(ImageSpec),
+    /// No memory for a disk.
+    #[error("cannot keep a disk in memory: {0}")]
+    Memory(#[from] MapError),
+    /// What another process handed over.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
+    /// Another process has another image, or has opened it in another way.
+    #[error("the image handed over is {theirs}, and the one to open is {ours}")]
+    Other {
+        /// What the other process has.
+        theirs: String,
+        /// What was asked for here.
+        ours: String,
+    },
+}
+
+impl ImageError {
+    fn io(path: &Path, what: &'static str, source: io::Error) -> Self {
+        Self::Io { path: path.to_owned(), what, source }
+    }
+}
+
+fn by_whom(pid: Option<i32>) -> String {
+    pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
+}
+
+/// An open image.
+pub struct Image {
+    spec: ImageSpec,
+    options: OpenOptions,
+    facts: Facts,
+    kind: Kind,
+}
+
+enum Kind {
+    Null,
+    Memory(Arc<MemoryDisk>),
+    Raw(Arc<Raw>, Arc<Pool>),
+}
+
+/// What an image is in another process.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ImageState {
+    spec: String,
+    read_only: bool,
+    direct: bool,
+    size: u64,
+    block_size: u32,
+    file: Option<FdIndex>,
+}
+
+impl Image {
+    /// Opens an image.
+    ///
+    /// # Errors
+    /// [`ImageError`].
+    pub fn open(spec: &ImageSpec, options: &OpenOptions) -> Result<Self, ImageError> {
+        Self::check(options)?;
+        let kind = match spec {
+            ImageSpec::Null(_) => Kind::Null,
+            ImageSpec::Memory(size) => Kind::Memory(Arc::new(MemoryDisk::new(*size)?)),
+            ImageSpec::File(path) => Kind::raw(Raw::open(path, options)?),
+        };
+        let size = if let ImageSpec::Null(size) = spec { *size } else { 0 };
+        Self::with_kind(spec, options, kind, size)
+    }
+
+    fn with_kind(
+        spec: &ImageSpec,
+        options: &OpenOptions,
+        kind: Kind,
+        null_size: u64,
+    ) -> Result<Self, ImageError> {
+        let facts = Facts::plain(null_size, options);
+        let mut image = Self { spec: spec.clone(), options: options.clone(), facts, kind };
+        image.refresh()?;
+        Ok(image)
+    }
+
+    fn check(options: &OpenOptions) -> Result<(), ImageError> {
+        match options.logical_block_size {
+            Some(size) if !size.is_power_of_two() || !(512..=MAX_BLOCK_SIZE).contains(&size) => {
+                Err(ImageError::BadBlockSize(size))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What it was opened by.
+    pub fn spec(&self) -> &ImageSpec {
+        &self.spec
+    }
+
+    /// What there is to know of it.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// How queues reach it.
+    pub fn way(&self) -> Way {
+        match &self.kind {
+            Kind::Null => Way::Null,
+            Kind::Memory(disk) => Way::Memory(Arc::clone(disk)),
+            Kind::Raw(raw, pool) => {
+                let (file, aside) = (Arc::clone(raw.file()), Arc::clone(pool));
+                Way::File { file, aside }
+            }
+        }
+    }
+
+    /// Looks at the image again: somebody may have made it longer.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn refresh(&mut self) -> Result<&Facts, ImageError> {
+        self.facts = match (&self.kind, &self.spec) {
+            (Kind::Raw(raw, _), ImageSpec::File(path)) => raw.facts(path, &self.options)?,
+            (Kind::Memory(disk), _) => Facts::plain(disk.size(), &self.options),
+            _ => Facts::plain(self.facts.size, &self.options),
+        };
+        Ok(&self.facts)
+    }
+
+    /// Changes the size; bytes are lost only if `may_shrink`.
+    ///
+    /// # Errors
+    /// [`ImageError::WouldShrink`], [`ImageError::NotResizable`], the kernel's.
+    pub fn resize(&mut self, size: u64, may_shrink: bool) -> Result<&Facts, ImageError> {
+        let from = self.refresh()?.size;
+        if size < from && !may_shrink {
+            return Err(ImageError::WouldShrink { from, to: size });
+        }
+        if self.options.read_only {
+            return Err(ImageError::NotResizable(self.spec.clone()));
+        }
+        match (&self.kind, &self.spec) {
+            (Kind::Raw(raw, _), ImageSpec::File(path)) => match raw.set_end(size) {
+                Err(e) if e.kind() == io::ErrorKind::Unsupported => {
+                    return Err(ImageError::NotResizable(self.spec.clone()));
+                }
+                result => result.map_err(|e| ImageError::io(path, "resize", e))?,
+            },
+            (Kind::Memory(disk), _) => disk.resize(size)?,
+            _ => self.facts.size = size,
+        }
+        self.refresh()
+    }
+
+    /// The state to hand over; the files, and with them locks and memory, are added to `files`.
+    pub fn state<'f>(&'f self, files: &mut FilesOut<'f>) -> ImageState {
+        let file = match &self.kind {
+            Kind::Null => None,
+            Kind::Memory(disk) => Some(disk.as_fd()),
+            Kind::Raw(raw, _) => Some(raw.file().as_fd()),
+        };
+        ImageState {
+            spec: self.spec.to_string(),
+            read_only: self.options.read_only,
+            direct: self.options.cache == Cache::Direct,
+            size: self.facts.size,
+            block_size: self.facts.logical_block_size,
+            file: file.map(|file| files.add(file)),
+        }
+    }
+
+    /// The image that another process had, with what it has locked and kept.
+    ///
+    /// # Errors
+    /// [`ImageError::Other`] if it is not what is to be opened, and those of [`Image::open`].
+    pub fn restore(
+        spec: &ImageSpec,
+        options: &OpenOptions,
+        state: &ImageState,
+        files: &mut FilesIn,
+    ) -> Result<Self, ImageError> {
+        Self::check(options)?;
+        state.check(spec, options, state.block_size)?;
+        let file = state.file.map(|index| files.take(index)).transpose()?;
+        let kind = match (spec, file) {
+            (ImageSpec::Null(_), None) => Kind::Null,
+            (ImageSpec::Memory(_), Some(file)) => Kind::Memory(Arc::new(MemoryDisk::adopt(file)?)),
+            (ImageSpec::File(path), Some(file)) if is_open_as(&file, options) => {
+                Kind::raw(Raw::adopt(file.into(), path, options)?)
+            }
+            _ => return Err(HandoverError::BadValue("the file of an image").into()),
+        };
+        let image = Self::with_kind(spec, options, kind, state.size)?;
+        state.check(spec, options, image.facts.logical_block_size)?;
+        Ok(image)
+    }
+}
+
+impl ImageState {
+    /// An error if the image is not to be opened here as it is there.
+    fn check(&self, spec: &ImageSpec, options: &OpenOptions, block_size: u32) -> Result<(), ImageError> {
+        let theirs = describe(&self.spec, self.read_only, self.direct, self.block_size);
+        let is_direct = options.cache == Cache::Direct;
+        let ours = describe(&spec.to_string(), options.read_only, is_direct, block_size);
+        if theirs == ours { Ok(()) } else { Err(ImageError::Other { theirs, ours }) }
+    }
+}
+
+fn describe(spec: &str, read_only: bool, direct: bool, block_size: u32) -> String {
+    let access = if read_only { "read-only" } else { "writable" };
+    let cache = if direct { "direct I/O" } else { "page cache" };
+    format!("{spec} ({access}, {cache}, blocks of {block_size} bytes)")
+}
+
+/// Whether a file is open as it must be.
+fn is_open_as(file: &OwnedFd, options: &OpenOptions) -> bool {
+    rustix::fs::fcntl_getfl(file).is_ok_and(|flags| {
+        let is_read_only = flags & OFlags::RWMODE == OFlags::RDONLY;
+        let is_direct = flags.contains(OFlags::DIRECT);
+        is_read_only == options.read_only && is_direct == (options.cache == Cache::Direct)
+    })
+}
+
+impl Kind {
+    fn raw(raw: Raw) -> Self {
+        let raw = Arc::new(raw);
+        let pool = Arc::new(Pool::new(raw.clone()));
+        Self::Raw(raw, pool)
+    }
+}

@@ -61,6 +61,33 @@ pub enum Operation {
     },
 }
 
+impl Operation {
+    /// Carries it out, on this buffer if it is to read or to write.
+    ///
+    /// # Errors
+    /// The image's.
+    pub fn carry_out(self, image: &dyn BlockingImage, data: GuestBuf<'_>) -> io::Result<()> {
+        match self {
+            Self::Read { offset } => image.read(offset, data),
+            Self::Write { offset, stable } => image.write(offset, data, stable),
+            Self::Flush => image.flush(),
+            Self::Discard(range) => image.discard(range),
+            Self::SecureErase(range) => image.secure_erase(range),
+            Self::WriteZeroes { range, unmap } => image.write_zeroes(range, unmap),
+        }
+    }
+
+    /// What is left of it when the first `done` bytes of its buffer were transferred.
+    #[must_use]
+    pub(crate) fn behind(self, done: u64) -> Self {
+        match self {
+            Self::Read { offset } => Self::Read { offset: offset + done },
+            Self::Write { offset, stable } => Self::Write { offset: offset + done, stable },
+            other => other,
+        }
+    }
+}
+
 /// Carries out jobs, any number at once and in any order.
 pub trait Executor: Send + Sync {
     /// Takes all of these jobs. Never waits.
@@ -155,15 +182,7 @@ impl Job {
 
     /// Carries it out.
     pub fn run(self, image: &dyn BlockingImage) {
-        let data = self.data();
-        let result = match self.operation() {
-            Operation::Read { offset } => image.read(offset, data),
-            Operation::Write { offset, stable } => image.write(offset, data, stable),
-            Operation::Flush => image.flush(),
-            Operation::Discard(range) => image.discard(range),
-            Operation::SecureErase(range) => image.secure_erase(range),
-            Operation::WriteZeroes { range, unmap } => image.write_zeroes(range, unmap),
-        };
+        let result = self.operation().carry_out(image, self.data());
         self.done(result);
     }
 

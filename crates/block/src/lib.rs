@@ -6,7 +6,13 @@
 //!                 ◄── Mailbox ◄──────────────────┘
 //! ```
 //!
-//! This crate does not know the vhost-user protocol, nor what a request may ask for:
-//! that is the device model's. It does not know the network.
+//! [`disk`] is a disk as its session sees it, [`image`] what is behind it. What a request may ask for is the device model's
+//! to know; this crate does not know the network.
+
+pub mod counters;
+pub mod disk;
+mod engine;
+pub mod handover;
 pub mod image;
 pub mod job;
+mod worker;

@@ -10,7 +10,7 @@ use ringway_memory::{FrontendVa, Gpa, GuestBuf, GuestSlice, MapError, Mapping, R
 use rustix::fs::{FallocateFlags, MemfdFlags};
 
 use super::ZEROES;
-use crate::job::Range;
+use crate::job::{BlockingImage, Range};
 
 /// A disk in memory.
 pub struct MemoryDisk {
@@ -107,6 +107,33 @@ impl MemoryDisk {
 
     fn region(&self) -> RwLockReadGuard<'_, Option<Region>> {
         self.region.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Nothing of it waits for long.
+impl BlockingImage for MemoryDisk {
+    fn read(&self, offset: u64, to: GuestBuf<'_>) -> io::Result<()> {
+        Self::read(self, offset, to)
+    }
+
+    fn write(&self, offset: u64, from: GuestBuf<'_>, _stable: bool) -> io::Result<()> {
+        Self::write(self, offset, from)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn discard(&self, range: Range) -> io::Result<()> {
+        Self::write_zeroes(self, range, true)
+    }
+
+    fn write_zeroes(&self, range: Range, unmap: bool) -> io::Result<()> {
+        Self::write_zeroes(self, range, unmap)
+    }
+
+    fn secure_erase(&self, _range: Range) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }
 

@@ -412,6 +412,14 @@ impl DeviceQueue {
         }
     }
 
+    /// Whether chains in flight are recorded in memory of the front-end's, for a queue that starts with it later.
+    pub fn is_recorded(&self) -> bool {
+        match &self.ring {
+            Ring::Split(ring) => ring.is_recorded(),
+            Ring::Packed(ring) => ring.is_recorded(),
+        }
+    }
+
     /// Stops the queue; nothing of the ring is touched after. Chains in flight must have been completed or
     /// given back: others are lost to the driver, unless they are recorded and another queue starts with the region.
     #[must_use = "the state is what the queue resumes from"]

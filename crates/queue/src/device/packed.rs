@@ -138,6 +138,11 @@ impl DeviceRing {
         self.inflight.as_ref().is_none_or(|region| region.is_intact())
     }
 
+    /// Whether chains in flight are recorded.
+    pub(crate) fn is_recorded(&self) -> bool {
+        self.inflight.is_some()
+    }
+
     /// Whether chains wait that were in flight when the queue started.
     pub(crate) fn has_resubmissions(&self) -> bool {
         self.inflight.as_ref().is_some_and(|region| region.resubmission().is_some())

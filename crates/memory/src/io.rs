@@ -1,4 +1,4 @@
-//! Guest memory given to the kernel as it stands: `writev` without a copy of ours.
+//! Guest memory given to the kernel as it stands: `writev`, and sockets, without a copy of ours.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -25,4 +25,39 @@ pub fn write_frame(fd: BorrowedFd<'_>, header: &mut [u8], frame: GuestBuf<'_>) -
     // SAFETY: a `GuestSlice` is laid out as an iovec; the first `count` are set and valid for the call.
     let n = unsafe { libc::writev(fd.as_raw_fd(), pieces.as_ptr().cast(), iovcnt) };
     usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+/// Sends the start of these pieces to the stream socket `fd`, as much as it takes at once; returns how many bytes. Of more
+/// than [`MAX_PIECES`] pieces these are sent.
+///
+/// # Errors
+/// The kernel's. `WouldBlock` if it takes nothing now. `EFAULT` if the peer took the memory away.
+pub fn send(fd: BorrowedFd<'_>, pieces: &[GuestSlice<'_>]) -> io::Result<usize> {
+    let message = message(pieces);
+    // SAFETY: the message and its pieces are valid for the call, which only reads them.
+    let n =
+        unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+/// Receives from the stream socket `fd` into these pieces, as much as there is; returns how many bytes, 0 at the stream's end.
+/// Of more than [`MAX_PIECES`] pieces these are filled.
+///
+/// # Errors
+/// The kernel's. `WouldBlock` if there is nothing now. `EFAULT` if the peer took the memory away; nothing is lost then.
+pub fn receive(fd: BorrowedFd<'_>, pieces: &[GuestSlice<'_>]) -> io::Result<usize> {
+    let mut message = message(pieces);
+    // SAFETY: the message is valid for the call. A `GuestSlice` is memory that others may write to.
+    let n = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+/// A message of the first [`MAX_PIECES`] pieces, and no address or ancillary data.
+fn message(pieces: &[GuestSlice<'_>]) -> libc::msghdr {
+    // SAFETY: all zeroes is a message of nothing.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    // A `GuestSlice` is laid out as an iovec.
+    message.msg_iov = pieces.as_ptr().cast_mut().cast();
+    message.msg_iovlen = pieces.len().min(MAX_PIECES) as _;
+    message
 }

@@ -15,4 +15,5 @@ mod engine;
 pub mod handover;
 pub mod image;
 pub mod job;
+pub mod nbd;
 mod worker;

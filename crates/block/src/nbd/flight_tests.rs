@@ -1,0 +1,1 @@
+//! The flight, with bytes for a server.

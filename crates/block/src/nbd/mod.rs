@@ -1,0 +1,127 @@
+//! Disks on NBD servers: a client that carries out jobs, any number at once.
+//!
+//! ```text
+//!   queues' threads ──Job──► inbox ──► the client's thread ──► flight: requests without an answer ──► stream
+//!                                       connects anew            │ pieces of guest memory              TCP, Unix, TLS
+//!                                       when it is lost          ▼
+//!                                                              Job::done
+//! ```
+//!
+//! # When the connection is lost
+//!
+//! Jobs wait, for at most [`Options::reconnect`], and a connection is tried again and again. Then what had no answer is
+//! carried out anew, from its beginning. That is safe: which of several requests without an answer is done first is
+//! nobody's promise, and each of them done twice is as done once. As is refused: an export that has become another.
+//!
+//! What was answered is not sent again, since the data are the guest's again. So it is the server that has to keep it:
+//!
+//! - A server that ends, is killed or loses the network, on a machine that goes on, keeps what it has handed to its kernel.
+//! - A server whose machine crashes loses what was not flushed; the guest's next flush, on the new connection, does not
+//!   know of it and succeeds. Who cannot rule that out makes every write stable (the disk's `writethrough`), or has flushes
+//!   fail then: [`Options::fail_flush_after_loss`].
+//! - A server that still works on requests of a connection that is gone may do these later than what came by the new
+//!   one. Servers that answer in order of a connection's end do not; nothing in the protocol could tell.
+//!
+//! A stable write is done when its answer says so, on one connection: one that is lost between a write and the flush after
+//! it sends both again.
+
+mod client;
+mod flight;
+mod protocol;
+mod stream;
+mod tls;
+mod uri;
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use client::Client;
+pub use protocol::{Export, ProtocolError};
+pub use uri::{Uri, UriError};
+
+/// What to do when a server does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// How long jobs wait for a lost connection to come back before they fail; from then on all fail at once, until it is
+    /// back. Zero: nothing waits.
+    ///
+    /// Two minutes unless told: as long as Linux waits for an iSCSI target, and enough for a server to be booted. A guest
+    /// that waits is well again when the disk is; one whose journal got an error needs hands.
+    pub reconnect: Duration,
+    /// How long a connection may take to be ready for requests.
+    pub handshake: Duration,
+    /// A server that has had requests and said nothing for so long is taken for lost. Never unless told: a slow disk is
+    /// not a lost one, and dead hosts are noticed by TCP.
+    pub silence: Option<Duration>,
+    /// Whether a flush fails, once, if writes that had not been flushed were answered on a connection that is lost since:
+    /// for servers that forget these when they end.
+    pub fail_flush_after_loss: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            reconnect: Duration::from_mins(2),
+            handshake: Duration::from_secs(10),
+            silence: None,
+            fail_flush_after_loss: false,
+        }
+    }
+}
+
+/// Why there is no connection, or not any more.
+#[derive(Debug, thiserror::Error)]
+pub enum NbdError {
+    /// The server's host has no address.
+    #[error("cannot find the address of {host}: {error}")]
+    Resolve {
+        /// The host.
+        host: String,
+        /// What the resolver says.
+        error: io::Error,
+    },
+    /// Nobody answers there.
+    #[error("cannot connect: {0}")]
+    Connect(io::Error),
+    /// The server took too long.
+    #[error("the server did not answer within {0:?}")]
+    Silent(Duration),
+    /// The server ended the connection.
+    #[error("the server closed the connection")]
+    Closed,
+    /// The connection is broken.
+    #[error("the connection broke: {0}")]
+    Io(#[from] io::Error),
+    /// The server said something wrong, or refused.
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
+    /// The server is about to end.
+    #[error("the server shuts down")]
+    ShutDown,
+    /// A request was given up half sent.
+    #[error("a request could not be sent whole: its queue was stopped, or its memory taken away")]
+    HalfSent,
+    /// No TLS with this server, or not with these certificates.
+    #[error("TLS: {0}")]
+    Tls(String),
+    /// A file of certificates that cannot be used.
+    #[error("{path:?}: {error}")]
+    Certificates {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: String,
+    },
+    /// Another export than before.
+    #[error("the export is another one now: {now:?}, and was {before:?}")]
+    Changed {
+        /// As it was when it was opened.
+        before: Box<Export>,
+        /// As it is.
+        now: Box<Export>,
+    },
+    /// No thread could be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
+}

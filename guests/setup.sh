@@ -64,6 +64,7 @@ missing_packages() {
     has busybox && ! ldd "$(command -v busybox)" >/dev/null 2>&1 || echo busybox-static
     has dpdk-testpmd || echo dpdk-dev
     has iperf3 || echo iperf3
+    has nbdkit || echo nbdkit
     has ip || echo iproute2
     has tshark || echo tshark
 }
@@ -104,7 +105,7 @@ need_bookworm() {
     has apt-get && grep -qs '^VERSION_CODENAME=bookworm$' /etc/os-release ||
         die "missing: $*; this script can get them only with apt on Debian bookworm. Elsewhere, install" \
             "QEMU >= 10, user-mode-linux with its modules in $uml_modules, busybox-static," \
-            "dpdk-testpmd, iperf3, iproute2 and tshark, and give a kernel as $kernel/vmlinuz with its" \
+            "dpdk-testpmd, iperf3, nbdkit, iproute2 and tshark, and give a kernel as $kernel/vmlinuz with its" \
             "modules in $kernel/modules/"
 }
 

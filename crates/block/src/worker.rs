@@ -103,6 +103,7 @@ struct Flying {
     kind: Kind,
     /// Parts that are not done.
     left: u32,
+    /// How the parts went that are.
     status: Status,
 }
 
@@ -136,7 +137,6 @@ pub(crate) struct Start {
 
 pub(crate) struct Worker {
     vring: Serving,
-    burst: Burst,
     index: u16,
     session: u64,
     name: String,
@@ -165,7 +165,6 @@ impl Worker {
         let now = *rules.rules.lock().unwrap_or_else(PoisonError::into_inner);
         Self {
             vring,
-            burst: Burst::default(),
             index,
             session,
             name,
@@ -192,12 +191,13 @@ impl Worker {
         // The time of the last change between work, polling and sleep, and since when there was nothing to do.
         let mut since = Instant::now();
         let mut idle_since: Option<Instant> = None;
+        let mut burst = Burst::default();
         loop {
             self.obey();
             if self.must_stop {
                 break;
             }
-            if self.round() {
+            if self.round(&mut burst) {
                 if let Some(idle) = idle_since.take() {
                     let now = Instant::now();
                     count_time(&self.counters.polling, now - idle);
@@ -242,9 +242,9 @@ impl Worker {
     }
 
     /// Answers what is done and begins what has come; false if there was nothing.
-    fn round(&mut self) -> bool {
+    fn round(&mut self, burst: &mut Burst) -> bool {
         let answered = self.answer_finished();
-        let begun = self.begin_available();
+        let begun = self.begin_available(burst);
         if begun > 0 {
             self.engine.submit();
         }
@@ -266,12 +266,12 @@ impl Worker {
     }
 
     /// Takes chains and begins their requests; how many.
-    fn begin_available(&mut self) -> usize {
+    fn begin_available(&mut self, burst: &mut Burst) -> usize {
         if self.vring.has_failed() {
             return 0;
         }
         let most = BURST.min(self.free.len());
-        let count = match self.vring.queue.take(&mut self.burst, most) {
+        let count = match self.vring.queue.take(burst, most) {
             Ok(count) => count,
             Err(error) => {
                 self.break_down(error);
@@ -290,11 +290,9 @@ impl Worker {
             self.rules = *self.shared_rules.rules.lock().unwrap_or_else(PoisonError::into_inner);
             self.rules_version = version;
         }
-        let mut burst = std::mem::take(&mut self.burst);
         while let Some(chain) = burst.next() {
             self.begin(chain);
         }
-        self.burst = burst;
         count
     }
 
@@ -425,7 +423,6 @@ impl Worker {
         let count = finished.len();
         for Finished { token, data, result } in finished.drain(..) {
             self.spare.push(data);
-            let failed = result.is_err();
             let status = self.status_of(result);
             let slot = &mut self.slots[token as usize];
             let Some(flying) = &mut slot.flying else { continue };
@@ -438,7 +435,8 @@ impl Worker {
             }
             self.free.push(token);
             let Some(Flying { chain, written, kind, status, .. }) = slot.flying.take() else { continue };
-            if failed && self.inbox.mailbox.is_abandoned() && self.vring.queue.is_recorded() {
+            let has_failed = status == Status::IoError;
+            if has_failed && self.inbox.mailbox.is_abandoned() && self.vring.queue.is_recorded() {
                 // It is in the front-end's record: whoever serves the queue next carries it out.
                 continue;
             }

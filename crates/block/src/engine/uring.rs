@@ -173,7 +173,9 @@ impl Uring {
         let said = entry.user_data();
         if said & WAKE != 0 {
             let number = said as u32;
-            if !cqueue::more(entry.flags()) {
+            // What has hung up would say so at once, for ever.
+            let hung_up = i32::from(libc::POLLHUP | libc::POLLERR | libc::POLLNVAL);
+            if !cqueue::more(entry.flags()) && entry.result() & hung_up == 0 {
                 self.poll(number);
             }
             return Some(Completion::Woken);

@@ -318,6 +318,11 @@ impl FromStr for CaptureArg {
     }
 }
 
+/// What [`PRINT_CAPABILITIES`] prints (`docs/interop/vhost-user.json` of QEMU).
+pub(crate) fn capabilities() -> String {
+    format!("{:#}\n", serde_json::json!({ "type": "net" }))
+}
+
 /// See [`Net::print_capabilities`].
 pub(crate) const PRINT_CAPABILITIES: &str = "--print-capabilities";
 

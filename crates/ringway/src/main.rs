@@ -1,17 +1,17 @@
 //! `ringway`: a vhost-user server that gives virtual machines their network.
 //!
-//! The program is thin: [`args`] is the command line, [`setup`] turns it into ports and workers, [`serve`] is
-//! the control thread's loop, [`upgrade`] hands all of it to a newer program, [`capture`] has it copy frames to files,
-//! [`check`] examines other back-ends. What
-//! moves frames is the `net` crate; what speaks to front-ends is `vhost`.
+//! The program is thin: [`args`] is the command line, [`net`] turns it into ports and workers, [`serve`] is
+//! the main thread's loop, [`upgrade`] hands all of it to a newer program, [`capture`] has it copy frames to files,
+//! [`check`] examines other back-ends. What moves frames is the `net` crate; what speaks to front-ends is `vhost`.
 
 mod args;
 mod capture;
 mod check;
 mod inherit;
+mod net;
 mod notify;
+mod place;
 mod serve;
-mod setup;
 mod upgrade;
 
 use std::io::IsTerminal;
@@ -24,7 +24,7 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     // By QEMU's conventions for back-end programs all other arguments are ignored then, wrong ones too.
     if std::env::args_os().any(|arg| arg == args::PRINT_CAPABILITIES) {
-        print!("{}", setup::capabilities());
+        print!("{}", args::capabilities());
         return ExitCode::SUCCESS;
     }
     let args = args::Args::parse();
@@ -38,8 +38,8 @@ fn main() -> ExitCode {
     raise_file_limit();
     let result = match args.command {
         args::Command::Check(args) => return check::check(&args),
-        args::Command::Switch(args) => setup::switch(&args),
-        args::Command::Net(args) => setup::net(&args),
+        args::Command::Switch(args) => net::switch(&args),
+        args::Command::Net(args) => net::net(&args),
         args::Command::Capture(args) => capture::command::run(&args),
         args::Command::Upgrade(args) => upgrade::command::run(args.pid),
     };

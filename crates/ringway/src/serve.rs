@@ -1,41 +1,104 @@
-//! The control thread: front-ends attach and talk, signals come, the worker tells what went wrong, and another process
-//! takes over.
+//! The main thread, whatever is served: sockets are ready, signals come, and another process takes over.
+//!
+//! ```text
+//!   start ──────┐                    signals: end, counters, upgrade
+//!   restore ────┴─► turn ◄─► wait ─┬─► (counters) ends
+//!                    ▲             └─► suspend ─► state ─► hand over ─► ends
+//!                    └──── resume, if it failed ◄────┘
+//! ```
+//!
+//! Not here: what a server is made of ([`crate::net`]), who sends what in an upgrade ([`crate::upgrade`]).
 
-use std::fmt::Write as _;
 use std::io::{Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use ringway_memory::MemoryError;
-use ringway_net::Event;
-use ringway_net::control::GuestDevice;
-use ringway_net::plane::Plane;
-use ringway_queue::QueueError;
-use ringway_vhost::endpoint::Endpoint;
+use ringway_vhost::handover::{FilesIn, FilesOut, HandoverError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
-use tracing::{error, warn};
 
-use crate::capture::Captures;
-use crate::upgrade::{self, Program, Successor};
+use crate::notify;
+use crate::upgrade::{self, Predecessor, Program, Successor};
 
 /// The longest wait at a time.
 const MAX_WAIT: Duration = Duration::from_mins(1);
 
-/// Signals, as file descriptors to poll. Installed before the first socket is made: whoever sees a socket may
-/// send a signal.
-pub(crate) struct Signals {
+/// All that runs: a switch with its ports, or disks.
+pub(crate) trait Server: Sized {
+    /// What the command line comes to.
+    type Plan;
+    /// What is handed over in an upgrade.
+    type State: Serialize + DeserializeOwned;
+    /// What stands still meanwhile.
+    type Held;
+
+    /// Starts it. Who sees a socket can rely on the rest.
+    fn start(plan: Self::Plan) -> Result<Self>;
+
+    /// What to poll for, and which part's turn it is then.
+    fn interests(&self) -> impl Iterator<Item = Interest<'_>>;
+
+    /// When parts want their turn even if nothing is ready.
+    fn deadlines(&self) -> impl Iterator<Item = Deadline>;
+
+    /// Does what can be done now, for these parts and beside them.
+    fn turn(&mut self, parts: &[usize]);
+
+    /// No front-end can come any more.
+    fn is_spent(&self) -> bool;
+
+    /// The counters, as they are printed.
+    fn counters(&self) -> String;
+
+    /// Lets all front-ends go: nothing moves any more.
+    fn end(&mut self);
+
+    /// Stops all rings. If that cannot be, all runs as before.
+    fn suspend(&mut self) -> Result<Self::Held>;
+
+    /// The state of a server that stands still; its files are added to `files`.
+    fn state<'s>(
+        &'s self,
+        held: &'s Self::Held,
+        files: &mut FilesOut<'s>,
+    ) -> Result<Self::State, HandoverError>;
+
+    /// Goes on.
+    fn resume(&mut self, held: Self::Held);
+
+    /// Another process has it now.
+    fn hand_over(&mut self, held: Self::Held);
+
+    /// A server that goes on where another was, once it is told to take over. Until then it touches no ring.
+    fn restore(plan: Self::Plan, state: Self::State, files: FilesIn) -> Result<Self>;
+
+    /// Goes on.
+    fn take_over(&mut self);
+}
+
+/// What to poll for: the part that it belongs to, if it is one's, and its file descriptor.
+pub(crate) type Interest<'s> = (Option<usize>, BorrowedFd<'s>, PollFlags);
+/// When a part wants its turn.
+pub(crate) type Deadline = (Option<usize>, Instant);
+
+/// Signals, as file descriptors to poll.
+struct Signals {
     end: UnixStream,
     print: UnixStream,
     upgrade: UnixStream,
 }
 
 impl Signals {
-    pub(crate) fn install() -> std::io::Result<Self> {
-        Ok(Self { end: pipe(&[SIGTERM, SIGINT])?, print: pipe(&[SIGUSR1])?, upgrade: pipe(&[SIGUSR2])? })
+    fn install() -> Result<Self> {
+        let install = || {
+            Ok(Self { end: pipe(&[SIGTERM, SIGINT])?, print: pipe(&[SIGUSR1])?, upgrade: pipe(&[SIGUSR2])? })
+        };
+        install().map_err(|error: std::io::Error| error).context("cannot install signal handlers")
     }
 }
 
@@ -49,32 +112,46 @@ pub(crate) fn pipe(signals: &[i32]) -> std::io::Result<UnixStream> {
     Ok(read)
 }
 
-/// All that runs.
-pub(crate) struct Server {
-    pub(crate) endpoints: Vec<Endpoint<GuestDevice>>,
-    pub(crate) plane: Plane,
-    /// The ports', in the plane's order; the endpoints' come first.
-    pub(crate) names: Vec<String>,
-    /// Last: they end when the workers have.
-    pub(crate) captures: Captures,
+fn has_come(mut signal: &UnixStream) -> bool {
+    let mut bytes = [0; 16];
+    matches!(signal.read(&mut bytes), Ok(1..))
+}
+
+/// Makes a plan, starts what it says or takes it over from the server that started this one, and serves until the end.
+pub(crate) fn run<S: Server>(plan: impl FnOnce() -> Result<S::Plan>) -> Result<()> {
+    // Before the first socket is made: whoever sees one may send a signal.
+    let signals = Signals::install()?;
+    let plan = plan()?;
+    let program = Program::find();
+    let server = if let Some(predecessor) = Predecessor::find()? {
+        predecessor.take_over(plan)?
+    } else {
+        let server = S::start(plan)?;
+        notify::send("READY=1");
+        server
+    };
+    serve(server, &signals, &program)
 }
 
 /// Serves until a signal ends it, until no front-end can come any more, or until another process has taken over.
 /// Prints the counters in the end, unless they go on there.
-pub(crate) fn serve(mut server: Server, signals: &Signals, program: &Program) -> Result<()> {
+fn serve<S: Server>(mut server: S, signals: &Signals, program: &Program) -> Result<()> {
     let mut successor: Option<Successor> = None;
-    let mut turns: Vec<_> = (0..server.endpoints.len()).collect();
+    let parts = server.interests().map(|(part, ..)| part).chain(server.deadlines().map(|(part, _)| part));
+    let mut turns: Vec<_> = parts.flatten().collect();
+    turns.sort_unstable();
+    turns.dedup();
     loop {
         server.turn(&turns);
-        if server.endpoints.iter().all(Endpoint::is_spent) {
+        if server.is_spent() {
             break;
         }
-        turns = wait(&server, signals, successor.as_ref()).context("cannot wait for events")?;
+        turns = wait_for_all(&server, signals, successor.as_ref()).context("cannot wait for events")?;
         if has_come(&signals.end) {
             break;
         }
         if has_come(&signals.print) {
-            server.print_counters();
+            print(&server.counters());
         }
         if has_come(&signals.upgrade) && successor.is_none() {
             successor = upgrade::begin(program);
@@ -87,44 +164,33 @@ pub(crate) fn serve(mut server: Server, signals: &Signals, program: &Program) ->
     }
     // A program that was about to take over ends first.
     drop(successor);
-    let Server { endpoints, plane, names, captures } = server;
-    // Front-ends are let go before the counters are read: nothing moves any more.
-    drop(endpoints);
-    Server { endpoints: Vec::new(), plane, names, captures }.print_counters();
+    server.end();
+    print(&server.counters());
     Ok(())
 }
 
-impl Server {
-    /// Does what can be done now, for these endpoints and beside them.
-    fn turn(&mut self, turns: &[usize]) {
-        for &index in turns {
-            self.endpoints[index].turn();
-        }
-        self.captures.turn(&self.plane, &self.names);
-        for event in self.plane.events() {
-            obey(event, &mut self.endpoints, &self.names);
-        }
-    }
-
-    /// Prints the counters of every port, and what they come to.
-    fn print_counters(&self) {
-        print_counters(&self.plane, &self.names);
-    }
+/// Waits for the server's parts, signals, and the program that is to take over.
+fn wait_for_all<S: Server>(
+    server: &S,
+    signals: &Signals,
+    successor: Option<&Successor>,
+) -> rustix::io::Result<Vec<usize>> {
+    let own = [&signals.end, &signals.print, &signals.upgrade].map(AsFd::as_fd);
+    let own = own.into_iter().chain(successor.map(AsFd::as_fd)).map(|fd| (None, fd, PollFlags::IN));
+    let limit = successor.map(|successor| (None, successor.deadline()));
+    wait(server.interests().chain(own), server.deadlines().chain(limit))
 }
 
-/// Waits until something is ready, or an endpoint wants its turn; returns those that do. A thousand others cost no system
-/// call each then.
-fn wait(server: &Server, signals: &Signals, successor: Option<&Successor>) -> rustix::io::Result<Vec<usize>> {
-    let Server { endpoints, plane, captures, .. } = server;
-    let sockets = endpoints.iter().enumerate().flat_map(|(index, endpoint)| {
-        endpoint.interests().map(move |(fd, flags)| (index, PollFd::from_borrowed_fd(fd, flags)))
-    });
-    let (mut owners, mut fds): (Vec<_>, Vec<_>) = sockets.unzip();
-    let own = [signals.end.as_fd(), signals.print.as_fd(), signals.upgrade.as_fd(), plane.event_fd()];
-    let own = own.into_iter().chain(captures.interests()).chain(successor.map(AsFd::as_fd));
-    fds.extend(own.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
-    let next_try = endpoints.iter().filter_map(Endpoint::next_try);
-    let limit = next_try.chain(successor.map(Successor::deadline)).min().map(|at| {
+/// Waits until something is ready, or a part wants its turn; returns the parts whose turn it is. A thousand others cost no
+/// system call each then.
+pub(crate) fn wait<'s>(
+    interests: impl Iterator<Item = Interest<'s>>,
+    deadlines: impl Iterator<Item = Deadline>,
+) -> rustix::io::Result<Vec<usize>> {
+    let interests = interests.map(|(part, fd, flags)| (part, PollFd::from_borrowed_fd(fd, flags)));
+    let (parts, mut fds): (Vec<_>, Vec<_>) = interests.unzip();
+    let deadlines: Vec<_> = deadlines.collect();
+    let limit = deadlines.iter().map(|&(_, at)| at).min().map(|at| {
         let left = at.saturating_duration_since(Instant::now()).min(MAX_WAIT);
         Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() }
     });
@@ -132,92 +198,15 @@ fn wait(server: &Server, signals: &Signals, successor: Option<&Successor>) -> ru
         Ok(_) | Err(Errno::INTR) => {}
         Err(errno) => return Err(errno),
     }
-    let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
-    owners.retain(|_| ready.next() == Some(true));
-    owners.dedup();
     let now = Instant::now();
-    let is_due = |endpoint: &Endpoint<GuestDevice>| endpoint.next_try().is_some_and(|at| at <= now);
-    let due = endpoints.iter().enumerate().filter(|(_, endpoint)| is_due(endpoint)).map(|(index, _)| index);
-    owners.extend(due);
-    Ok(owners)
+    let ready = parts.into_iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty()).map(|(part, _)| part);
+    let due = deadlines.into_iter().filter(|&(_, at)| at <= now).map(|(part, _)| part);
+    let mut turns: Vec<_> = ready.chain(due).flatten().collect();
+    turns.dedup();
+    Ok(turns)
 }
 
-fn has_come(mut signal: &UnixStream) -> bool {
-    let mut bytes = [0; 16];
-    matches!(signal.read(&mut bytes), Ok(1..))
-}
-
-/// Acts on what the worker tells. Each is one line of the log.
-fn obey(event: Event, endpoints: &mut [Endpoint<GuestDevice>], names: &[String]) {
-    match event {
-        Event::QueueFailed { port, session, index, error } => {
-            if endpoints[port].device().session() == session {
-                queue_failed(&mut endpoints[port], &names[port], index, error);
-            }
-        }
-        Event::MemoryFault { port, session } => {
-            if endpoints[port].device().session() == session {
-                endpoints[port].device_mut().lose_memory();
-                endpoints[port].cut_off("the front-end took away memory that it had shared");
-            }
-        }
-        Event::TranslationMissing { port, session, missing } => {
-            if endpoints[port].device().session() == session {
-                endpoints[port].ask_translation(missing);
-            }
-        }
-        Event::Command { port } => serve_control(&mut endpoints[port], &names[port]),
-        Event::UplinkFailed { port, error }
-            if error.raw_os_error() == Some(Errno::NETDOWN.raw_os_error()) =>
-        {
-            warn!("port {}: the interface is down; frames go on when it is up", names[port]);
-        }
-        Event::UplinkFailed { port, error } => error!("port {}: the interface is gone: {error}", names[port]),
-    }
-}
-
-/// A driver broke a ring.
-fn queue_failed(endpoint: &mut Endpoint<GuestDevice>, name: &str, index: u16, error: QueueError) {
-    warn!("port {name}: vring {index} is stopped until the driver resets it: {error}");
-    endpoint.device_mut().need_reset();
-    endpoint.config_changed();
-    if let QueueError::Memory(MemoryError::Denied { iova, access }) = error {
-        endpoint.access_failed(iova, access);
-    }
-}
-
-/// Carries out the commands of a control queue.
-fn serve_control(endpoint: &mut Endpoint<GuestDevice>, name: &str) {
-    match endpoint.device_mut().serve_control() {
-        Ok(None) => {}
-        Ok(Some(missing)) => endpoint.ask_translation(missing),
-        Err((index, error)) => queue_failed(endpoint, name, index, error),
-    }
-}
-
-/// Prints the counters of every port and worker, and what they come to.
-#[allow(clippy::cast_precision_loss, reason = "ratios for people")]
-fn print_counters(plane: &Plane, names: &[String]) {
-    let ports: Vec<_> = (0..plane.ports()).map(|port| plane.port_counters(port)).collect();
-    let mut text = String::new();
-    for (name, counters) in names.iter().zip(&ports) {
-        _ = writeln!(text, "port {name}: {counters}");
-    }
-    for (number, worker) in plane.workers().enumerate() {
-        let [busy, polling, asleep] =
-            [&worker.busy, &worker.polling, &worker.asleep].map(|time| time.get() as f64 / 1e9);
-        _ = writeln!(text, "worker {number}: busy {busy:.3} s, polling {polling:.3} s, asleep {asleep:.3} s");
-    }
-    let sum = |of: fn(&ringway_net::counters::Counters) -> u64| ports.iter().map(of).sum::<u64>();
-    let frames = sum(|c| c.to_frames.get());
-    let syscalls = sum(|c| c.syscalls.get()) + plane.waits();
-    let per_frame = |n: u64| n as f64 / frames.max(1) as f64;
-    _ = writeln!(
-        text,
-        "all: delivered {frames} frames, copies per frame {:.3}, syscalls per frame {:.3}",
-        per_frame(sum(|c| c.copies.get())),
-        per_frame(syscalls),
-    );
+fn print(text: &str) {
     // Whoever reads it may be gone.
     let _ = std::io::stdout().lock().write_all(text.as_bytes());
 }

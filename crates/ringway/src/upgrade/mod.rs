@@ -4,7 +4,7 @@
 //!   old                                                 new
 //!   SIGUSR2: starts the program, goes on serving ─────► reads its arguments
 //!                                    ◄───── ready ─────
-//!   suspends the plane, stops the rings ┐
+//!   suspends its server                 ┐
 //!                                    ───── state ─────► maps memory, sets the rings up, looks at none
 //!                                    ◄───── set up ────
 //!                                    ───── go ────────► ┘ resumes
@@ -15,7 +15,7 @@
 //! can go on: if the new one fails, ends, or is late, it is killed, and the old one starts its rings again once it is
 //! gone. A crash of one of the two at the very moment of `go` is a crash.
 //!
-//! Not here: what is handed over ([`ringway_vhost::handover`], [`ringway_net::handover`]).
+//! Not here: what is handed over ([`Server`](crate::serve::Server), [`ringway_vhost::handover`]).
 
 pub(crate) mod command;
 mod new;
@@ -27,8 +27,6 @@ pub(crate) use old::{Program, Successor, begin, hand_over};
 
 use std::time::Duration;
 
-use ringway_net::handover::{DeviceState, PlaneState};
-use ringway_vhost::handover::EndpointState;
 use serde::{Deserialize, Serialize};
 
 /// The environment variable with the number of the new server's end of the socket between the two.
@@ -43,8 +41,8 @@ const LONG_PAUSE: Duration = Duration::from_millis(50);
 /// What the old server says.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum FromOld {
-    State(State),
+enum FromOld<S> {
+    State(State<S>),
     Go,
 }
 
@@ -59,19 +57,11 @@ enum FromNew {
 
 /// A server that stands still.
 #[derive(Serialize, Deserialize)]
-struct State {
+struct State<S> {
     /// When it began to, in nanoseconds of the machine's monotonic clock.
     since: u64,
-    /// The guests' ports, in order.
-    ports: Vec<Port>,
-    plane: PlaneState,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Port {
-    name: String,
-    device: DeviceState,
-    endpoint: EndpointState,
+    #[serde(flatten)]
+    server: S,
 }
 
 /// The machine's monotonic clock, which is one for all processes, in nanoseconds.

@@ -8,14 +8,12 @@ use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use ringway_net::handover::HeldPlane;
-use ringway_vhost::endpoint::Endpoint;
 use ringway_vhost::handover::{FilesOut, HandoverError, Link};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{FdFlags, fcntl_setfd};
 use tracing::{error, info};
 
-use super::{FromNew, FromOld, LINK, PAUSE_LIMIT, Port, READY_LIMIT, State, clock, status};
+use super::{FromNew, FromOld, LINK, PAUSE_LIMIT, READY_LIMIT, State, clock, status};
 use crate::notify;
 use crate::serve::Server;
 
@@ -71,7 +69,7 @@ pub(crate) fn begin(program: &Program) -> Option<Successor> {
 }
 
 /// Hands everything over, or goes on; returns whether it was handed over.
-pub(crate) fn hand_over(successor: Successor, server: &mut Server) -> bool {
+pub(crate) fn hand_over(successor: Successor, server: &mut impl Server) -> bool {
     match successor.take_over(server) {
         Ok(pid) => {
             info!("upgrade: process {pid} has taken over");
@@ -115,44 +113,41 @@ impl Successor {
     }
 
     /// Hands everything over; returns its process id. If it fails, the server runs as before.
-    fn take_over(mut self, server: &mut Server) -> Result<u32> {
+    fn take_over(mut self, server: &mut impl Server) -> Result<u32> {
         // What it says first is short and comes whole.
         self.hear(Instant::now() + MOMENT, "it was ready")?;
-        let since = clock();
-        let held = server.plane.suspend();
-        server.endpoints.iter_mut().for_each(Endpoint::suspend);
-        if let Err(error) = self.transfer(server, &held, since) {
+        let (since, deadline) = (clock(), Instant::now() + PAUSE_LIMIT);
+        let held = server.suspend()?;
+        if let Err(error) = self.transfer(server, &held, since, deadline) {
             // It is gone before a ring is touched here.
             drop(self);
-            server.endpoints.iter_mut().for_each(Endpoint::resume);
-            server.plane.resume();
+            server.resume(held);
             return Err(error);
         }
-        server.endpoints.iter_mut().for_each(Endpoint::hand_over);
+        server.hand_over(held);
         let pid = self.child.take().map_or(0, |child| child.id());
         notify::send(&format!("MAINPID={pid}\nREADY=1"));
         Ok(pid)
     }
 
     /// Sends the state of a server that stands still, and says go once all is set up there.
-    fn transfer(&mut self, server: &Server, held: &HeldPlane, since: u64) -> Result<()> {
-        let deadline = Instant::now() + PAUSE_LIMIT;
+    fn transfer<S: Server>(
+        &mut self,
+        server: &S,
+        held: &S::Held,
+        since: u64,
+        deadline: Instant,
+    ) -> Result<()> {
         let mut files = FilesOut::default();
-        let ports = server.endpoints.iter().map(|endpoint| {
-            let name = endpoint.name().to_owned();
-            Ok(Port { name, device: endpoint.device().state(), endpoint: endpoint.state(&mut files)? })
-        });
-        let ports = ports.collect::<Result<_, HandoverError>>()?;
-        let plane = held.state(&server.plane, &mut files)?;
-        let state = FromOld::State(State { since, ports, plane });
-        let set_up = "its ports were set up";
+        let state = FromOld::State(State { since, server: server.state(held, &mut files)? });
+        let set_up = "all was set up";
         match self.link.send(&state, &files, deadline) {
             // What it said before it ended is the reason.
             Ok(()) | Err(HandoverError::Closed) => self.hear(deadline, set_up)?,
             Err(error) => return Err(self.explain(error, set_up)),
         }
         self.link
-            .send(&FromOld::Go, &FilesOut::default(), deadline)
+            .send(&FromOld::<S::State>::Go, &FilesOut::default(), deadline)
             .map_err(|error| self.explain(error, "it went"))
     }
 

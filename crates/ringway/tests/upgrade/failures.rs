@@ -101,8 +101,8 @@ fn a_program_that_fails_in_the_pause_costs_a_pause() {
     b.send_frame(&numbered(A, B, 0)).unwrap();
     expect_number(&mut a, B, 0);
     for (number, (then, why)) in [
-        ("exit 4", "ended before its ports were set up (exit status: 4)"),
-        ("sleep 60", "did not say in time that its ports were set up"),
+        ("exit 4", "ended before all was set up (exit status: 4)"),
+        ("sleep 60", "did not say in time that all was set up"),
         (FAILED, "no luck"),
     ]
     .into_iter()

@@ -2,9 +2,10 @@
 //!
 //! The program is thin: [`args`] is the command line, [`net`] turns it into ports and workers, [`serve`] is
 //! the main thread's loop, [`upgrade`] hands all of it to a newer program, [`capture`] has it copy frames to files,
-//! [`check`] examines other back-ends. What moves frames is the `net` crate; what speaks to front-ends is `vhost`.
+//! [`ask`] is how a command speaks to a running server, [`check`] examines other back-ends. What moves frames is the `net` crate; what speaks to front-ends is `vhost`.
 
 mod args;
+mod ask;
 mod capture;
 mod check;
 mod inherit;

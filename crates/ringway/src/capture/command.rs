@@ -3,19 +3,18 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{Shutdown, SocketFlags};
+use rustix::net::Shutdown;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use super::message::{self, Reply, Request};
-use crate::args;
+use super::{COMMAND, Reply, Request};
 use crate::serve::pipe;
+use crate::{args, ask};
 
 /// How long a server may take to answer.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -23,14 +22,14 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// Captures until a signal comes, or until the server ends it.
 pub(crate) fn run(args: &args::Capture) -> Result<()> {
     let stop = pipe(&[SIGINT, SIGTERM])?;
-    let server = connect(args.pid)?;
+    let server = ask::connect(COMMAND, args.pid, "captures")?;
     ask(&server, args)?;
     let mut deadline = Some(Instant::now() + LIMIT);
     let mut stop = Some(&stop);
     loop {
         let (has_said, must_stop) = wait(&server, stop, deadline)?;
         if has_said {
-            match hear(&server)? {
+            match ask::hear(&server)? {
                 Some(Reply::Started) => deadline = deadline.filter(|_| stop.is_none()),
                 Some(Reply::Refused(why)) => bail!("process {}: {why}", args.pid),
                 Some(Reply::Ended { captured, dropped, error }) => {
@@ -54,9 +53,9 @@ fn ask(server: &OwnedFd, args: &args::Capture) -> Result<()> {
     // A reader is waited for, if it is a FIFO. The server has it alone in the end: who reads is to see its end.
     let file = open(&args.write).with_context(|| format!("cannot write to {}", args.write.display()))?;
     let request = Request { ports: args.ports.clone(), snaplen: args.snaplen };
-    let Err(error) = message::send(server, &request, Some(file.as_fd())) else { return Ok(()) };
+    let Err(error) = ask::send(server, &request, Some(file.as_fd())) else { return Ok(()) };
     // Perhaps it has told why it closed the connection.
-    match hear(server) {
+    match ask::hear(server) {
         Ok(Some(Reply::Refused(why))) => bail!("process {}: {why}", args.pid),
         _ => Err(error).context("cannot ask the server"),
     }
@@ -73,31 +72,6 @@ fn wait(server: &OwnedFd, stop: Option<&UnixStream>, deadline: Option<Instant>) 
     rustix::io::retry_on_intr(|| poll(&mut fds, limit.as_ref()))?;
     let is_ready = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
     Ok((is_ready(0), is_ready(1)))
-}
-
-/// Connects to the server that is process `pid`, and to nobody else who took its address.
-fn connect(pid: i32) -> Result<OwnedFd> {
-    let owner = std::fs::metadata(format!("/proc/{pid}"))
-        .with_context(|| format!("there is no process {pid}"))?
-        .uid();
-    let socket = message::socket(SocketFlags::empty())?;
-    rustix::net::connect(&socket, &message::address(pid.cast_unsigned())?)
-        .with_context(|| format!("process {pid} is no server that captures"))?;
-    let peer = rustix::net::sockopt::socket_peercred(&socket)?;
-    ensure!(
-        peer.pid.as_raw_pid() == pid && peer.uid.as_raw() == owner,
-        "somebody else answers for process {pid}"
-    );
-    Ok(socket)
-}
-
-/// The next reply. That the connection was closed with our request unread is told before what the server said.
-fn hear(server: &OwnedFd) -> io::Result<Option<Reply>> {
-    let reply = match message::receive(server) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => message::receive(server)?,
-        reply => reply?,
-    };
-    Ok(reply.map(|(reply, _)| reply))
 }
 
 fn open(path: &Path) -> io::Result<OwnedFd> {

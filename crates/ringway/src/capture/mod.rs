@@ -13,7 +13,6 @@
 //! Not here: how frames get to a file ([`ringway_net::capture`]).
 
 pub(crate) mod command;
-mod message;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -27,20 +26,46 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use ringway_net::capture::{Capture, Interface, Summary, Target};
 use ringway_net::plane::Plane;
-use rustix::net::{SocketFlags, acceptfrom_with, bind, listen};
+use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
-use self::message::{Reply, Request};
 use crate::args::CaptureArg;
+use crate::ask::{self, Listener};
 
 /// The most that are asked for at a time: each has memory of its own.
 const MAX_CLIENTS: usize = 16;
 /// How long the end of a server waits for files to be written.
 const LAST: Duration = Duration::from_secs(1);
 
+/// How it is asked ([`ask`]).
+const COMMAND: &str = "capture";
+
+/// What is asked for. The file to write to comes with it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Request {
+    ports: Vec<String>,
+    snaplen: u32,
+}
+
+/// What the server says.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Reply {
+    Started,
+    Refused(String),
+    Ended { captured: u64, dropped: u64, error: Option<String> },
+}
+
+impl From<&Summary> for Reply {
+    fn from(summary: &Summary) -> Self {
+        let &Summary { captured, dropped, ref error } = summary;
+        Self::Ended { captured, dropped, error: error.as_ref().map(ToString::to_string) }
+    }
+}
+
 /// The captures that run, and where further ones are asked for.
 pub(crate) struct Captures {
-    listener: Option<OwnedFd>,
+    listener: Listener,
     clients: Vec<Client>,
     own: Vec<Capture>,
 }
@@ -66,14 +91,12 @@ impl Captures {
                 .with_context(|| format!("cannot capture to {}", path.display()))
         };
         let own = files.into_iter().map(start).collect::<Result<_>>()?;
-        let listener = open_listener()
-            .inspect_err(|error| warn!("`ringway capture` will not reach this process: {error}"));
-        Ok(Self { listener: listener.ok(), clients: Vec::new(), own })
+        Ok(Self { listener: Listener::open(COMMAND), clients: Vec::new(), own })
     }
 
     /// What to poll, to read.
     pub(crate) fn interests(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.listener.iter().map(AsFd::as_fd).chain(self.clients.iter().map(|client| client.socket.as_fd()))
+        self.listener.interest().into_iter().chain(self.clients.iter().map(|client| client.socket.as_fd()))
     }
 
     /// Does what can be done now.
@@ -91,11 +114,9 @@ impl Captures {
     }
 
     fn accept(&mut self) {
-        let Some(listener) = &self.listener else { return };
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        while let Ok((socket, _)) = acceptfrom_with(listener, flags) {
-            let refusal = if !is_ours(&socket) {
-                "you are neither the user that it runs as nor root"
+        while let Some((socket, is_ours)) = self.listener.accept() {
+            let refusal = if !is_ours {
+                ask::NOT_OURS
             } else if self.clients.len() == MAX_CLIENTS {
                 "too many captures run"
             } else {
@@ -103,7 +124,7 @@ impl Captures {
                 continue;
             };
             // Who asked may have gone.
-            let _ = message::send(&socket, &Reply::Refused(refusal.into()), None);
+            let _ = ask::send(&socket, &Reply::Refused(refusal.into()), None);
         }
     }
 }
@@ -125,7 +146,7 @@ impl Drop for Captures {
 impl Client {
     /// Does what it asks for; returns whether it stays.
     fn turn(&mut self, plane: &Plane, names: &[String]) -> bool {
-        let request = match message::receive(&self.socket) {
+        let request = match ask::receive(&self.socket) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return true,
             Ok(Some(request)) if self.capture.is_none() => request,
             // It has closed its side, or said what it should not.
@@ -138,7 +159,7 @@ impl Client {
         };
         let socket = Arc::clone(&self.socket);
         // It may have gone, which shows the next time.
-        let reply = move |reply: &Reply| _ = message::send(&socket, reply, None);
+        let reply = move |reply: &Reply| _ = ask::send(&socket, reply, None);
         match start_asked(request, plane, names, reply.clone()) {
             Ok(capture) => {
                 self.capture = Some(capture);
@@ -189,16 +210,4 @@ fn interface(name: &str, snaplen: u32, names: &[String]) -> Result<Interface> {
     let port = names.iter().position(|known| known == name);
     let port = port.with_context(|| format!("there is no port {name:?}; there are {}", names.join(", ")))?;
     Ok(Interface { port, name: name.to_owned(), snaplen })
-}
-
-fn open_listener() -> io::Result<OwnedFd> {
-    let socket = message::socket(SocketFlags::NONBLOCK)?;
-    bind(&socket, &message::address(std::process::id())?)?;
-    listen(&socket, 8)?;
-    Ok(socket)
-}
-
-fn is_ours(socket: &OwnedFd) -> bool {
-    let us = rustix::process::geteuid();
-    rustix::net::sockopt::socket_peercred(socket).is_ok_and(|peer| peer.uid == us || peer.uid.is_root())
 }

@@ -95,7 +95,7 @@ impl Answer {
 
 /// A session with one front-end.
 pub struct Session<D: Device> {
-    /// How the user calls it.
+    /// How messages call it.
     name: String,
     device: D,
     vrings: Vec<Vring>,
@@ -124,7 +124,7 @@ pub struct Session<D: Device> {
 }
 
 impl<D: Device> Session<D> {
-    /// A new session: all vrings stopped and disabled. `name` is how the user calls it.
+    /// A new session: all vrings stopped and disabled. `name` is how messages call it.
     pub fn new(name: &str, device: D) -> Self {
         let name = name.to_owned();
         let vrings = (0..device.max_queues()).map(|_| Vring::default()).collect();
@@ -249,7 +249,7 @@ impl<D: Device> Session<D> {
             Ok(Answer::Done) => Ok(None),
             Err(error) => match self.refusal(&header) {
                 Some(payload) => {
-                    warn!("port {}: {} refused: {error}", self.name, name(header.request));
+                    warn!("{}: {} refused: {error}", self.name, name(header.request));
                     reply(&payload, None)
                 }
                 None => Err(SessionError::Request { request: name(header.request), error }),
@@ -507,7 +507,7 @@ impl<D: Device> Session<D> {
             Ok(other) => other.map(|_| ()),
         };
         if let Err(error) = &result {
-            warn!("port {}: {error}", self.name);
+            warn!("{}: {error}", self.name);
         }
         Answer::number(result.is_err().into())
     }

@@ -108,7 +108,7 @@ pub struct Endpoint<D: Device> {
 }
 
 impl<D: Device> Endpoint<D> {
-    /// `name` is how the user calls it.
+    /// `name` is how messages call it: `port a`.
     pub fn new(name: String, source: Source, device: D) -> Self {
         Self {
             name,
@@ -120,7 +120,7 @@ impl<D: Device> Endpoint<D> {
         }
     }
 
-    /// How the user calls it.
+    /// How messages call it.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -198,7 +198,7 @@ impl<D: Device> Endpoint<D> {
                 // Out of file descriptors, most likely: the front-end waits, and so do we.
                 Err(e) => {
                     if !self.told {
-                        warn!("port {}: cannot accept a front-end, trying on: {e}", self.name);
+                        warn!("{}: cannot accept a front-end, trying on: {e}", self.name);
                     }
                     self.told = true;
                     self.next_try = Instant::now() + RETRY;
@@ -211,7 +211,7 @@ impl<D: Device> Endpoint<D> {
                         Ok(stream) => self.attach(stream),
                         Err(e) if !self.told => {
                             self.told = true;
-                            info!("port {}: {}: {e}; trying on", self.name, path.display());
+                            info!("{}: {}: {e}; trying on", self.name, path.display());
                         }
                         Err(_) => {}
                     }
@@ -250,7 +250,7 @@ impl<D: Device> Endpoint<D> {
     /// Ends the session, if there is one, for a reason of the data path.
     pub fn cut_off(&mut self, reason: &str) {
         if self.is_attached() {
-            warn!("port {}: session ended: {reason}", self.name);
+            warn!("{}: session ended: {reason}", self.name);
             self.detach();
         }
     }
@@ -259,19 +259,19 @@ impl<D: Device> Endpoint<D> {
         self.let_go_of_the_gone();
         if self.is_attached() {
             // One vhost-user socket is one device. A front-end that finds it taken is told by the close.
-            warn!("port {}: a second front-end was turned away, one is attached", self.name);
+            warn!("{}: a second front-end was turned away, one is attached", self.name);
             return;
         }
         match Socket::new(stream, Kind::Request) {
             Ok(socket) => {
-                info!("port {}: front-end attached", self.name);
+                info!("{}: front-end attached", self.name);
                 self.told = false;
                 if let State::Waiting(device) = std::mem::replace(&mut self.state, State::Moving) {
                     self.state = State::Attached(Box::new(Session::new(&self.name, device)), socket);
                 }
                 self.serve();
             }
-            Err(e) => warn!("port {}: {e}", self.name),
+            Err(e) => warn!("{}: {e}", self.name),
         }
     }
 
@@ -280,7 +280,7 @@ impl<D: Device> Endpoint<D> {
         if let State::Attached(_, socket) = &self.state
             && socket.has_hung_up()
         {
-            info!("port {}: front-end detached", self.name);
+            info!("{}: front-end detached", self.name);
             self.detach();
         }
     }
@@ -299,13 +299,13 @@ impl<D: Device> Endpoint<D> {
         match exchange(session, socket) {
             Ok(()) => {}
             Err(Ended::Socket(SocketError::Closed)) => {
-                info!("port {}: front-end detached", self.name);
+                info!("{}: front-end detached", self.name);
                 self.detach();
             }
             Err(Ended::Socket(SocketError::Io(e)))
                 if matches!(e.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) =>
             {
-                info!("port {}: front-end gone", self.name);
+                info!("{}: front-end gone", self.name);
                 self.detach();
             }
             Err(Ended::Socket(e)) => self.cut_off(&e.to_string()),

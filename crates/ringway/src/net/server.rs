@@ -68,8 +68,9 @@ impl Server for NetServer {
         let names = plan.names();
         let captures = Captures::start(&plan.captures, &names, &plane, false)?;
         let endpoints = plan.devices(&plane).into_iter().zip(sources).zip(&names);
-        let endpoints =
-            endpoints.map(|((device, source), name)| Endpoint::new(name.clone(), source, device)).collect();
+        let endpoints = endpoints
+            .map(|((device, source), name)| Endpoint::new(format!("port {name}"), source, device))
+            .collect();
         Ok(Self { endpoints, plane, names, captures })
     }
 
@@ -115,9 +116,9 @@ impl Server for NetServer {
     }
 
     fn state<'s>(&'s self, held: &'s HeldPlane, files: &mut FilesOut<'s>) -> Result<NetState, HandoverError> {
-        let ports = self.endpoints.iter().map(|endpoint| {
-            let name = endpoint.name().to_owned();
-            Ok(Port { name, device: endpoint.device().state(), endpoint: endpoint.state(files)? })
+        let ports = self.names.iter().zip(&self.endpoints).map(|(name, endpoint)| {
+            let device = endpoint.device().state();
+            Ok(Port { name: name.clone(), device, endpoint: endpoint.state(files)? })
         });
         let ports = ports.collect::<Result<_, HandoverError>>()?;
         Ok(NetState { ports, plane: held.state(&self.plane, files)? })
@@ -145,11 +146,11 @@ impl Server for NetServer {
             .context("cannot start the workers")?;
         let captures = Captures::start(&plan.captures, &names, &plane, true)?;
         let endpoints = ports.into_iter().zip(plan.devices(&plane)).map(|(port, mut device)| {
-            let name = port.name.clone();
+            let name = format!("port {}", port.name);
             let endpoint = device
                 .restore(&port.device)
-                .and_then(|()| Endpoint::restore(port.name, port.endpoint, device, &mut files));
-            endpoint.with_context(|| format!("port {name}"))
+                .and_then(|()| Endpoint::restore(name.clone(), port.endpoint, device, &mut files));
+            endpoint.context(name)
         });
         let endpoints = endpoints.collect::<Result<_>>()?;
         Ok(Self { endpoints, plane, names, captures })
@@ -191,7 +192,7 @@ impl NetServer {
         match event {
             Event::QueueFailed { port, session, index, error } => {
                 if endpoints[port].device().session() == session {
-                    queue_failed(&mut endpoints[port], &names[port], index, error);
+                    queue_failed(&mut endpoints[port], index, error);
                 }
             }
             Event::MemoryFault { port, session } => {
@@ -205,7 +206,7 @@ impl NetServer {
                     endpoints[port].ask_translation(missing);
                 }
             }
-            Event::Command { port } => serve_control(&mut endpoints[port], &names[port]),
+            Event::Command { port } => serve_control(&mut endpoints[port]),
             Event::UplinkFailed { port, error }
                 if error.raw_os_error() == Some(Errno::NETDOWN.raw_os_error()) =>
             {
@@ -219,8 +220,8 @@ impl NetServer {
 }
 
 /// A driver broke a ring.
-fn queue_failed(endpoint: &mut Endpoint<GuestDevice>, name: &str, index: u16, error: QueueError) {
-    warn!("port {name}: vring {index} is stopped until the driver resets it: {error}");
+fn queue_failed(endpoint: &mut Endpoint<GuestDevice>, index: u16, error: QueueError) {
+    warn!("{}: vring {index} is stopped until the driver resets it: {error}", endpoint.name());
     endpoint.device_mut().need_reset();
     endpoint.config_changed();
     if let QueueError::Memory(MemoryError::Denied { iova, access }) = error {
@@ -229,11 +230,11 @@ fn queue_failed(endpoint: &mut Endpoint<GuestDevice>, name: &str, index: u16, er
 }
 
 /// Carries out the commands of a control queue.
-fn serve_control(endpoint: &mut Endpoint<GuestDevice>, name: &str) {
+fn serve_control(endpoint: &mut Endpoint<GuestDevice>) {
     match endpoint.device_mut().serve_control() {
         Ok(None) => {}
         Ok(Some(missing)) => endpoint.ask_translation(missing),
-        Err((index, error)) => queue_failed(endpoint, name, index, error),
+        Err((index, error)) => queue_failed(endpoint, index, error),
     }
 }
 

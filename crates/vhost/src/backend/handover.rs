@@ -168,7 +168,7 @@ impl<D: Device> Session<D> {
         match session.start_ready() {
             // The front-end writes to that memory too. As at any start, it has cost itself the ring.
             Err(error @ RequestError::Queue(ConfigError::Inflight(_))) => {
-                warn!("port {name}: a vring cannot go on: {error}");
+                warn!("{name}: a vring cannot go on: {error}");
             }
             other => other?,
         }

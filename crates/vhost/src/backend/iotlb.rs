@@ -53,7 +53,7 @@ impl<D: Device> Session<D> {
         self.device.translations_changed(kind == IotlbKind::Invalidate);
         // A ring that cannot start for another reason than a miss is no fault of the translation.
         if let Err(error) = self.start_ready() {
-            warn!("port {}: {error}", self.name);
+            warn!("{}: {error}", self.name);
         }
         Ok(Answer::number(0))
     }
@@ -87,7 +87,7 @@ impl<D: Device> Session<D> {
             }
             channel.say(Note::Miss { iova: iova.0, read: access.read, write: access.write });
         } else {
-            warn!("port {}: {iova} has no translation, and there is no channel to ask on", self.name);
+            warn!("{}: {iova} has no translation, and there is no channel to ask on", self.name);
         }
     }
 

@@ -202,7 +202,7 @@ impl<D: Device> Session<D> {
             && let Err(error) = self.start_ready()
         {
             // It could have started when it was set up; memory or features have changed since.
-            warn!("port {}: {error}", self.name);
+            warn!("{}: {error}", self.name);
         }
     }
 

@@ -136,7 +136,7 @@ impl<D: Device> Endpoint<D> {
         let AttachedState { socket, mut session } = state;
         let memory = match session.map(self.device().max_queues(), files) {
             Err(HandoverError::Map(error @ MapError::PastEnd { .. })) => {
-                warn!("port {}: session ended: {error}", self.name);
+                warn!("{}: session ended: {error}", self.name);
                 if let State::Waiting(device) = &mut self.state {
                     device.reset();
                 }

@@ -1,7 +1,6 @@
 //! The switch or the one device as it runs: its control thread, which is the program's main one.
 
 use std::fmt::Write as _;
-use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use ringway_memory::MemoryError;

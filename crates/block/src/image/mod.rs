@@ -8,6 +8,7 @@
 //! A file is locked for as long as it is open ([`lock`]); which of its bytes a guest may reach, and when, is decided by the
 //! device model and its queues.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -24,12 +25,14 @@ use crate::job::Executor;
 mod lock;
 mod memory;
 mod pool;
+mod qcow2;
 mod raw;
 mod spec;
 mod sys;
 
 pub use memory::MemoryDisk;
 pub use pool::Pool;
+pub use qcow2::{Qcow2, Qcow2Error};
 pub use raw::Raw;
 pub use spec::{ImageSpec, SpecError, parse_size};
 
@@ -44,7 +47,9 @@ static ZEROES: Zeroes = Zeroes([0; 1 << 16]);
 /// What a file holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Format {
-    /// What its first bytes say.
+    /// What its first bytes say. A guest that can write to a raw image can make these say [`Format::Qcow2`] the next time,
+    /// and have more bytes than it was given then; but no other file's, for a name in it is not followed. Who knows the
+    /// format says it.
     #[default]
     Auto,
     /// The disk's bytes.
@@ -226,6 +231,14 @@ pub enum ImageError {
     /// No memory for a disk.
     #[error("cannot keep a disk in memory: {0}")]
     Memory(#[from] MapError),
+    /// An image that cannot be used.
+    #[error("cannot open {path}: {problem}")]
+    Qcow2 {
+        /// Which image.
+        path: PathBuf,
+        /// Why not.
+        problem: Qcow2Error,
+    },
     /// What another process handed over.
     #[error(transparent)]
     Handover(#[from] HandoverError),
@@ -261,12 +274,14 @@ enum Kind {
     Null,
     Memory(Arc<MemoryDisk>),
     Raw(Arc<Raw>, Arc<Pool>),
+    Qcow2(Arc<Qcow2>, Arc<Pool>),
 }
 
 /// What an image is in another process.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ImageState {
     spec: String,
+    format: Format,
     read_only: bool,
     direct: bool,
     size: u64,
@@ -284,7 +299,7 @@ impl Image {
         let kind = match spec {
             ImageSpec::Null(_) => Kind::Null,
             ImageSpec::Memory(size) => Kind::Memory(Arc::new(MemoryDisk::new(*size)?)),
-            ImageSpec::File(path) => Kind::raw(Raw::open(path, options)?),
+            ImageSpec::File(path) => Kind::open(raw::open_locked(path, options)?, path, options)?,
         };
         let size = if let ImageSpec::Null(size) = spec { *size } else { 0 };
         Self::with_kind(spec, options, kind, size)
@@ -330,6 +345,7 @@ impl Image {
                 let (file, aside) = (Arc::clone(raw.file()), Arc::clone(pool));
                 Way::File { file, aside }
             }
+            Kind::Qcow2(_, pool) => Way::Elsewhere(Arc::clone(pool) as _),
         }
     }
 
@@ -340,6 +356,9 @@ impl Image {
     pub fn refresh(&mut self) -> Result<&Facts, ImageError> {
         self.facts = match (&self.kind, &self.spec) {
             (Kind::Raw(raw, _), ImageSpec::File(path)) => raw.facts(path, &self.options)?,
+            (Kind::Qcow2(qcow2, _), ImageSpec::File(path)) => {
+                qcow2.facts().map_err(|e| ImageError::io(path, "look at", e))?
+            }
             (Kind::Memory(disk), _) => Facts::plain(disk.size(), &self.options),
             _ => Facts::plain(self.facts.size, &self.options),
         };
@@ -365,10 +384,35 @@ impl Image {
                 }
                 result => result.map_err(|e| ImageError::io(path, "resize", e))?,
             },
+            (Kind::Qcow2(qcow2, _), ImageSpec::File(path)) => {
+                qcow2.resize(size).map_err(|e| ImageError::io(path, "resize", e))?;
+            }
             (Kind::Memory(disk), _) => disk.resize(size)?,
             _ => self.facts.size = size,
         }
         self.refresh()
+    }
+
+    /// Lets go of what is not in the image's files yet, before another process opens them. No request may be under way, or come
+    /// before [`Image::resume`].
+    ///
+    /// # Errors
+    /// The kernel's; nothing has changed then.
+    pub fn suspend(&self) -> Result<(), ImageError> {
+        match (&self.kind, &self.spec) {
+            (Kind::Qcow2(qcow2, _), ImageSpec::File(path)) => {
+                qcow2.suspend().map_err(|e| ImageError::io(path, "write", e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Goes on, if the other process does not.
+    ///
+    /// # Errors
+    /// As for opening it.
+    pub fn resume(&self) -> Result<(), ImageError> {
+        if let Kind::Qcow2(qcow2, _) = &self.kind { qcow2.resume() } else { Ok(()) }
     }
 
     /// The state to hand over; the files, and with them locks and memory, are added to `files`.
@@ -377,9 +421,12 @@ impl Image {
             Kind::Null => None,
             Kind::Memory(disk) => Some(disk.as_fd()),
             Kind::Raw(raw, _) => Some(raw.file().as_fd()),
+            Kind::Qcow2(qcow2, _) => Some(qcow2.file()),
         };
+        let format = if let Kind::Qcow2(..) = self.kind { Format::Qcow2 } else { Format::Raw };
         ImageState {
             spec: self.spec.to_string(),
+            format,
             read_only: self.options.read_only,
             direct: self.options.cache == Cache::Direct,
             size: self.facts.size,
@@ -399,13 +446,21 @@ impl Image {
         files: &mut FilesIn,
     ) -> Result<Self, ImageError> {
         Self::check(options)?;
+        if options.format != Format::Auto && options.format != state.format {
+            let [theirs, ours] = [state.format, options.format].map(|format| format!("{format:?}"));
+            return Err(ImageError::Other { theirs, ours });
+        }
         state.check(spec, options, state.block_size)?;
         let file = state.file.map(|index| files.take(index)).transpose()?;
         let kind = match (spec, file) {
             (ImageSpec::Null(_), None) => Kind::Null,
             (ImageSpec::Memory(_), Some(file)) => Kind::Memory(Arc::new(MemoryDisk::adopt(file)?)),
             (ImageSpec::File(path), Some(file)) if is_open_as(&file, options) => {
-                Kind::raw(Raw::adopt(file.into(), path, options)?)
+                // It is what it was, whatever it looks like by now.
+                match state.format {
+                    Format::Qcow2 => Kind::qcow2(file.into(), path, options)?,
+                    Format::Raw | Format::Auto => Kind::raw(file.into(), path, options)?,
+                }
             }
             _ => return Err(HandoverError::BadValue("the file of an image").into()),
         };
@@ -441,9 +496,27 @@ fn is_open_as(file: &OwnedFd, options: &OpenOptions) -> bool {
 }
 
 impl Kind {
-    fn raw(raw: Raw) -> Self {
-        let raw = Arc::new(raw);
+    /// An image in a file that is open and locked.
+    fn open(file: File, path: &Path, options: &OpenOptions) -> Result<Self, ImageError> {
+        let is_qcow2 = match options.format {
+            Format::Auto => qcow2::probe(&file).map_err(|e| ImageError::io(path, "read", e))?,
+            Format::Qcow2 => true,
+            Format::Raw => false,
+        };
+        if is_qcow2 { Self::qcow2(file, path, options) } else { Self::raw(file, path, options) }
+    }
+
+    fn raw(file: File, path: &Path, options: &OpenOptions) -> Result<Self, ImageError> {
+        let raw = Arc::new(Raw::adopt(file, path, options)?);
         let pool = Arc::new(Pool::new(raw.clone()));
-        Self::Raw(raw, pool)
+        Ok(Self::Raw(raw, pool))
+    }
+
+    fn qcow2(file: File, path: &Path, options: &OpenOptions) -> Result<Self, ImageError> {
+        let is_said = options.format == Format::Qcow2;
+        let trust = if is_said { qcow2::Trust::Names } else { qcow2::Trust::Nothing };
+        let qcow2 = Arc::new(Qcow2::adopt(file, path, options, trust)?);
+        let pool = Arc::new(Pool::new(qcow2.clone()));
+        Ok(Self::Qcow2(qcow2, pool))
     }
 }

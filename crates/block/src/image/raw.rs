@@ -352,21 +352,21 @@ fn past_end() -> io::Error {
 }
 
 /// Memory that direct I/O takes.
-struct Bounce {
+pub(super) struct Bounce {
     memory: Vec<u8>,
     start: usize,
 }
 
 impl Bounce {
     /// Memory to move so many bytes through.
-    fn new(len: usize) -> Self {
+    pub(super) fn new(len: usize) -> Self {
         let memory = vec![0; len.min(BOUNCE_LEN) + PAGE];
         let start = memory.as_ptr().align_offset(PAGE);
         Self { memory, start }
     }
 
     /// Memory for so many bytes, or for as many as there are at once.
-    fn bytes(&mut self, len: usize) -> &mut [u8] {
+    pub(super) fn bytes(&mut self, len: usize) -> &mut [u8] {
         let len = len.min(self.memory.len() - PAGE);
         &mut self.memory[self.start..][..len]
     }

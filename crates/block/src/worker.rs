@@ -33,6 +33,8 @@ use crate::job::{Mailbox, Operation, Range};
 
 /// The most chains that are taken at a time.
 const BURST: usize = 32;
+/// Looks in vain between two at the clock.
+const IDLE_ROUNDS: u32 = 8;
 /// How often a queue is looked at whose driver does not kick.
 const POLL_INTERVAL: Duration = Duration::from_micros(100);
 
@@ -191,6 +193,7 @@ impl Worker {
         // The time of the last change between work, polling and sleep, and since when there was nothing to do.
         let mut since = Instant::now();
         let mut idle_since: Option<Instant> = None;
+        let mut idle_rounds = 0;
         let mut burst = Burst::default();
         loop {
             self.obey();
@@ -198,11 +201,18 @@ impl Worker {
                 break;
             }
             if self.round(&mut burst) {
+                idle_rounds = 0;
                 if let Some(idle) = idle_since.take() {
                     let now = Instant::now();
                     count_time(&self.counters.polling, now - idle);
                     since = now;
                 }
+                continue;
+            }
+            // The clock costs more than a look.
+            idle_rounds += 1;
+            if idle_rounds % IDLE_ROUNDS != 1 {
+                std::hint::spin_loop();
                 continue;
             }
             let now = Instant::now();
@@ -219,6 +229,7 @@ impl Worker {
             since = Instant::now();
             count_time(&self.counters.asleep, since - now);
             idle_since = None;
+            idle_rounds = 0;
         }
         self.drain();
         self.count_syscalls();

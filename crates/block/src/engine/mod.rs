@@ -3,7 +3,7 @@
 //! | way | reads and writes | flushes | the rest | sleeps in |
 //! |---|---|---|---|---|
 //! | here | at once | at once | at once | `epoll_wait` |
-//! | file | `io_uring` | `io_uring` | jobs | `io_uring_enter` |
+//! | file | `io_uring` | `io_uring`, past the page cache; else jobs | jobs | `io_uring_enter` |
 //! | elsewhere | jobs | jobs | jobs | `epoll_wait` |
 //!
 //! What the kernel does not take from `io_uring`, buffers that are not aligned as the file wants them above all, becomes a job
@@ -36,6 +36,7 @@ enum Means {
     /// With what the ring is doing, by token: to go on after a part of it.
     File {
         ring: Box<Uring>,
+        flushes: bool,
         aside: Arc<dyn Executor>,
         begun: Vec<Operation>,
     },
@@ -73,13 +74,13 @@ impl Engine {
         let mut failure = None;
         let means = match way {
             Way::Null => Means::Here(Arc::new(Null)),
-            Way::Memory(memory) => Means::Here(memory),
+            Way::Here(image) => Means::Here(image),
             Way::Elsewhere(executor) => Means::Elsewhere(executor),
-            Way::File { file, aside } => match Uring::new(requests, &file) {
+            Way::File { file, flushes, aside } => match Uring::new(requests, &file) {
                 Ok(mut ring) => {
                     ring.watch(Arc::clone(mailbox) as Arc<_>);
                     let begun = vec![Operation::Flush; requests.into()];
-                    Means::File { ring: ring.into(), aside, begun }
+                    Means::File { ring: ring.into(), flushes, aside, begun }
                 }
                 Err(error) => {
                     failure = Some(error);
@@ -124,10 +125,8 @@ impl Engine {
     /// but for reads, writes and flushes.
     pub(crate) fn begin(&mut self, token: u32, operation: Operation, data: Kept) {
         match (&mut self.means, operation) {
-            (
-                Means::File { ring, begun, .. },
-                Operation::Read { .. } | Operation::Write { .. } | Operation::Flush,
-            ) => {
+            (Means::File { ring, begun, .. }, Operation::Read { .. } | Operation::Write { .. })
+            | (Means::File { ring, begun, flushes: true, .. }, Operation::Flush) => {
                 begun[token as usize] = operation;
                 ring.begin(token, operation, data);
             }

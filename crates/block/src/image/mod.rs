@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   ImageSpec ──open──► Image ─┬─ Facts    what the device model is made of
-//!                              └─ Way      null │ memory │ a file, for io_uring │ elsewhere: an Executor
+//!                              └─ Way      null │ here, in memory │ a file, for io_uring │ elsewhere: an Executor
 //! ```
 //!
 //! A file is locked for as long as it is open ([`lock`]); which of its bytes a guest may reach, and when, is decided by the
@@ -20,7 +20,7 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::job::Executor;
+use crate::job::{BlockingImage, Executor};
 
 mod lock;
 mod memory;
@@ -162,12 +162,14 @@ impl Facts {
 pub enum Way {
     /// There is nothing to reach: all is done at once.
     Null,
-    /// In memory, by copying.
-    Memory(Arc<MemoryDisk>),
-    /// Reads, writes and flushes can be given to the kernel.
+    /// It is in memory, and calls do not wait: by calling it.
+    Here(Arc<dyn BlockingImage>),
+    /// Reads and writes can be given to the kernel.
     File {
         /// The file.
         file: Arc<OwnedFd>,
+        /// Flushes too: what one could not write, the next one does not claim to have written.
+        flushes: bool,
         /// Who does all else, and these too if the kernel does not take them.
         aside: Arc<dyn Executor>,
     },
@@ -340,10 +342,11 @@ impl Image {
     pub fn way(&self) -> Way {
         match &self.kind {
             Kind::Null => Way::Null,
-            Kind::Memory(disk) => Way::Memory(Arc::clone(disk)),
+            Kind::Memory(disk) => Way::Here(Arc::clone(disk) as _),
+            Kind::Raw(raw, _) if raw.is_in_memory() => Way::Here(Arc::clone(raw) as _),
             Kind::Raw(raw, pool) => {
                 let (file, aside) = (Arc::clone(raw.file()), Arc::clone(pool));
-                Way::File { file, aside }
+                Way::File { file, flushes: !raw.is_buffered(), aside }
             }
             Kind::Qcow2(_, pool) => Way::Elsewhere(Arc::clone(pool) as _),
         }

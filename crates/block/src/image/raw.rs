@@ -41,6 +41,8 @@ pub struct Raw {
     /// The smallest block that the file takes, a power of two.
     block_size: u32,
     is_buffered: bool,
+    /// Its file system has no storage under it.
+    is_in_memory: bool,
     /// What the storage said it never can.
     cannot: Cannot,
     /// A flush has failed: what the page cache lost is not written by another, which would claim that it was.
@@ -72,6 +74,7 @@ impl Raw {
         let fail = |e| ImageError::io(path, "look at", e);
         let is_device = file.metadata().map_err(fail)?.file_type().is_block_device();
         let is_buffered = options.cache != Cache::Direct;
+        let is_in_memory = !is_device && is_in_memory(&file).map_err(fail)?;
         let (memory_alignment, block_size) =
             if is_buffered { (1, SECTOR) } else { direct_alignment(&file, is_device).map_err(fail)? };
         Ok(Self {
@@ -80,6 +83,7 @@ impl Raw {
             memory_alignment,
             block_size,
             is_buffered,
+            is_in_memory,
             cannot: Cannot::default(),
             has_lost: AtomicBool::new(false),
         })
@@ -88,6 +92,16 @@ impl Raw {
     /// The file.
     pub fn file(&self) -> &Arc<OwnedFd> {
         &self.file
+    }
+
+    /// Whether reads and writes go through the page cache.
+    pub fn is_buffered(&self) -> bool {
+        self.is_buffered
+    }
+
+    /// Whether the file is in memory, so that no call waits for storage. `io_uring` would give each to a thread.
+    pub fn is_in_memory(&self) -> bool {
+        self.is_in_memory
     }
 
     /// Where the file ends.
@@ -241,6 +255,12 @@ impl Raw {
             rustix::io::retry_on_intr(|| rustix::fs::fallocate(&self.file, flags, range.offset, range.len));
         Ok(result?)
     }
+}
+
+/// Whether the file is of a file system that is all in memory.
+fn is_in_memory(file: &File) -> io::Result<bool> {
+    let kind = rustix::fs::fstatfs(file)?.f_type;
+    Ok([libc::TMPFS_MAGIC, libc::HUGETLBFS_MAGIC].contains(&kind))
 }
 
 impl BlockingImage for Raw {

@@ -98,7 +98,7 @@ pub struct DiskDevice {
     /// By queue: what its threads have counted.
     counters: Vec<Arc<Counters>>,
     /// What was counted before an upgrade, and by the control thread.
-    pub(crate) own: Counters,
+    pub(crate) own: Arc<Counters>,
     busy_poll: Duration,
     bell: Bell,
     events: Receiver<Event>,
@@ -107,6 +107,8 @@ pub struct DiskDevice {
     pub(crate) counted: Option<u64>,
     /// That there is no `io_uring` was told.
     told: bool,
+    /// Queues that are not to begin yet, each with the way to its thread.
+    held: Option<Vec<(Sender<Start>, Start)>>,
 }
 
 impl DiskDevice {
@@ -125,13 +127,14 @@ impl DiskDevice {
             way,
             lanes: (0..queues).map(|_| None).collect(),
             counters: (0..queues).map(|_| Arc::default()).collect(),
-            own: Counters::default(),
+            own: Arc::default(),
             busy_poll,
             bell: Bell { events: sender, signal: signal.into() },
             events,
             session: 0,
             counted: None,
             told: false,
+            held: None,
         })
     }
 
@@ -178,12 +181,43 @@ impl DiskDevice {
         self.way = way;
     }
 
+    /// Rings that start from now on are not looked at until [`DiskDevice::release`]: another process has them still.
+    pub fn hold(&mut self) {
+        self.held.get_or_insert_default();
+    }
+
+    /// Rings that wait begin.
+    pub fn release(&mut self) {
+        for (thread, start) in self.held.take().into_iter().flatten() {
+            // It waits for it.
+            let _ = thread.send(start);
+        }
+    }
+
+    /// Waits until all that is in flight now is done, but not for longer than this; whether it is. No ring begins anything
+    /// else before.
+    pub fn drain(&self, limit: Duration) -> bool {
+        self.drained().recv_timeout(limit) == Err(RecvTimeoutError::Disconnected)
+    }
+
+    /// Closed as soon as all that is in flight now is done.
+    fn drained(&self) -> Receiver<()> {
+        let (drained, wait) = channel();
+        self.tell_all(|| Order::Drain(drained.clone()));
+        wait
+    }
+
     /// What all its queues have counted so far.
     pub fn counters(&self) -> Counters {
         let total = Counters::default();
         total.add(&self.own);
         self.counters.iter().for_each(|counters| total.add(counters));
         total
+    }
+
+    /// The counters that [`DiskDevice::counters`] adds up, to be read wherever the disk is.
+    pub fn counting(&self) -> Vec<Arc<Counters>> {
+        std::iter::once(&self.own).chain(&self.counters).cloned().collect()
     }
 
     pub(crate) fn set_rules(&self) {
@@ -221,8 +255,11 @@ impl DiskDevice {
                     bell: self.bell.clone(),
                     busy_poll: self.busy_poll,
                 };
-                // It waits for it.
-                let _ = to_thread.send(start);
+                match &mut self.held {
+                    Some(held) => held.push((to_thread, start)),
+                    // It waits for it.
+                    None => _ = to_thread.send(start),
+                }
                 Lane::Running(thread)
             }
             Err(error) => self.fail(index, vring, &error),
@@ -367,6 +404,9 @@ impl Device for DiskDevice {
     }
 
     fn stop_vring(&mut self, index: u16) -> ResumeState {
+        if let Some(held) = &mut self.held {
+            held.retain(|(_, start)| start.index != index);
+        }
         let lane = self.lanes.get_mut(usize::from(index)).and_then(Option::take);
         let state = match lane {
             Some(Lane::Running(thread)) => thread.stop(),
@@ -391,10 +431,7 @@ impl Device for DiskDevice {
             return self.tell_all(|| Order::Look);
         }
         // What is in flight was translated before.
-        let (drained, wait) = channel();
-        self.tell_all(|| Order::Drain(drained.clone()));
-        drop(drained);
-        let _: Result<(), _> = wait.recv();
+        let _: Result<(), _> = self.drained().recv();
     }
 
     fn set_call(&mut self, index: u16, call: Notifier) {

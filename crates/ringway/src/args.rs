@@ -1,9 +1,11 @@
 //! The command line.
 
+mod blk;
 mod policy;
 mod port;
 mod uplink;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -11,19 +13,23 @@ use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand};
 use ringway_check::Device;
 use ringway_net::Mac;
 use ringway_net::switch::PortPolicy;
+use serde_json::json;
 
+pub(crate) use self::blk::{Blk, DiskArg, DiskOptions, Resize, place};
 pub(crate) use self::port::{MirrorArg, PortArg};
 pub(crate) use self::uplink::UplinkArg;
 
-/// Gives virtual machines their network over vhost-user sockets.
+/// Gives virtual machines their network and their disks over vhost-user sockets.
 ///
-/// A virtual machine attaches with a vhost-user network device whose socket is a port of
+/// A virtual machine attaches with a vhost-user device whose socket is a port or a disk of
 /// ringway, and with its memory shared. For QEMU:
 ///
 ///   qemu-system-x86_64 … -machine q35,memory-backend=mem \
 ///     -object memory-backend-memfd,id=mem,size=1G,share=on \
 ///     -chardev socket,id=c0,path=/run/ringway/a,reconnect-ms=1000 \
-///     -netdev vhost-user,id=n0,chardev=c0 -device virtio-net-pci,netdev=n0
+///     -netdev vhost-user,id=n0,chardev=c0 -device virtio-net-pci,netdev=n0 \
+///     -chardev socket,id=c1,path=/run/ringway/root,reconnect-ms=1000 \
+///     -device vhost-user-blk-pci,chardev=c1
 ///
 /// Log messages go to standard error; `RINGWAY_LOG=info` or `=debug` shows more.
 #[derive(Parser, Debug)]
@@ -37,8 +43,10 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     Switch(Switch),
     Net(Net),
+    Blk(Blk),
     Upgrade(Upgrade),
     Capture(Capture),
+    Resize(Resize),
     Check(Check),
 }
 
@@ -318,9 +326,16 @@ impl FromStr for CaptureArg {
     }
 }
 
-/// What [`PRINT_CAPABILITIES`] prints (`docs/interop/vhost-user.json` of QEMU).
-pub(crate) fn capabilities() -> String {
-    format!("{:#}\n", serde_json::json!({ "type": "net" }))
+/// What [`PRINT_CAPABILITIES`] prints for these arguments, of which the first is the program's name
+/// (`docs/interop/vhost-user.json` of QEMU).
+pub(crate) fn capabilities(args: impl IntoIterator<Item = OsString>) -> String {
+    let command = args.into_iter().skip(1).find(|arg| !arg.as_encoded_bytes().starts_with(b"-"));
+    let capabilities = if command.is_some_and(|command| command == "blk") {
+        json!({ "type": "block", "features": ["read-only", "blk-file"] })
+    } else {
+        json!({ "type": "net" })
+    };
+    format!("{capabilities:#}\n")
 }
 
 /// See [`Net::print_capabilities`].

@@ -1,11 +1,13 @@
-//! `ringway`: a vhost-user server that gives virtual machines their network.
+//! `ringway`: a vhost-user server that gives virtual machines their network and their disks.
 //!
-//! The program is thin: [`args`] is the command line, [`net`] turns it into ports and workers, [`serve`] is
-//! the main thread's loop, [`upgrade`] hands all of it to a newer program, [`capture`] has it copy frames to files,
-//! [`ask`] is how a command speaks to a running server, [`check`] examines other back-ends. What moves frames is the `net` crate; what speaks to front-ends is `vhost`.
+//! The program is thin: [`args`] is the command line, [`net`] turns it into ports and workers and [`blk`] into disks,
+//! [`serve`] is the main thread's loop for either, [`upgrade`] hands all of it to a newer program, [`capture`] has it copy
+//! frames to files, [`ask`] is how a command speaks to a running server, [`check`] examines other back-ends. What moves
+//! frames is the `net` crate, what moves blocks the `block` crate; what speaks to front-ends is `vhost`.
 
 mod args;
 mod ask;
+mod blk;
 mod capture;
 mod check;
 mod inherit;
@@ -25,7 +27,7 @@ use tracing_subscriber::EnvFilter;
 fn main() -> ExitCode {
     // By QEMU's conventions for back-end programs all other arguments are ignored then, wrong ones too.
     if std::env::args_os().any(|arg| arg == args::PRINT_CAPABILITIES) {
-        print!("{}", args::capabilities());
+        print!("{}", args::capabilities(std::env::args_os()));
         return ExitCode::SUCCESS;
     }
     let args = args::Args::parse();
@@ -41,7 +43,9 @@ fn main() -> ExitCode {
         args::Command::Check(args) => return check::check(&args),
         args::Command::Switch(args) => net::switch(&args),
         args::Command::Net(args) => net::net(&args),
+        args::Command::Blk(args) => blk::blk(&args),
         args::Command::Capture(args) => capture::command::run(&args),
+        args::Command::Resize(args) => blk::resize::run(&args),
         args::Command::Upgrade(args) => upgrade::command::run(args.pid),
     };
     match result {

@@ -1,5 +1,6 @@
 //! The cases, by chapter.
 
+mod blk;
 mod config;
 mod hostile;
 mod inflight;
@@ -38,6 +39,7 @@ pub fn chapters() -> &'static [Chapter] {
         Chapter { name: "notifications", cases: notifications::CASES },
         Chapter { name: "configuration", cases: config::CASES },
         Chapter { name: "network device", cases: net::CASES },
+        Chapter { name: "block device", cases: blk::CASES },
         Chapter { name: "status and reset", cases: status::CASES },
         Chapter { name: "in-flight region", cases: inflight::CASES },
         Chapter { name: "log", cases: log::CASES },

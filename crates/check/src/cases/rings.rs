@@ -132,9 +132,9 @@ fn arrangements(context: &Context, format: u64) -> Seen {
     Ok("6 arrangements".into())
 }
 
-/// Memory for indirect tables of `entries` descriptors each, behind the last ring.
+/// Memory for indirect tables of `entries` descriptors each, 128 at most, where rings would be that no case has.
 fn tables(rig: &Rig<'_>, entries: u16) -> Result<IndirectTables, Verdict> {
-    let [at, ..] = Guest::ring(14);
+    let [at, ..] = Guest::ring(8);
     let len = usize::from(SIZE) * usize::from(entries) * 16;
     let area: RingArea = rig
         .guest
@@ -144,19 +144,25 @@ fn tables(rig: &Rig<'_>, entries: u16) -> Result<IndirectTables, Verdict> {
     Ok(IndirectTables { area, addr: Guest::gpa(at), entries })
 }
 
-fn indirect(context: &Context, format: u64) -> Seen {
-    let mut rig = context.rig(format | RING_INDIRECT_DESC, 0)?;
-    let (at, features) = (rig.data_at(), rig.session.features);
-    let index = rig.vrings[at].index;
+/// Gives the driver of ring `at`, which has not started, indirect tables of so many descriptors each.
+pub(super) fn lend_tables(rig: &mut Rig<'_>, at: usize, entries: u16) -> Result<(), Verdict> {
+    let (index, features) = (rig.vrings[at].index, rig.session.features);
     let config = DriverConfig {
         size: SIZE,
         features,
         areas: rig.guest.areas(index, SIZE, features)?,
         start: ResumeState::start(features),
         max_chain: SIZE,
-        tables: Some(tables(&rig, 8)?),
+        tables: Some(tables(rig, entries)?),
     };
     rig.vrings[at].queue = DriverQueue::new(config).map_err(|e| trouble("queue", e))?;
+    Ok(())
+}
+
+fn indirect(context: &Context, format: u64) -> Seen {
+    let mut rig = context.rig(format | RING_INDIRECT_DESC, 0)?;
+    let at = rig.data_at();
+    lend_tables(&mut rig, at, 8)?;
     rig.start_all()?;
     for _ in 0..3 {
         rig.requests_are_used(100)?;

@@ -86,7 +86,7 @@ pub mod protocol {
     pub const DEVICE_STATE: u64 = 1 << 19;
 }
 
-/// Virtio feature bits, as masks: the device-independent ones and those of the network device.
+/// Virtio feature bits, as masks: the device-independent ones and those of network and block devices.
 #[allow(missing_docs, reason = "the names are the specification's")]
 pub mod feature {
     pub const NET_CSUM: u64 = 1 << 0;
@@ -117,6 +117,17 @@ pub mod feature {
     pub const NET_HASH_REPORT: u64 = 1 << 57;
     pub const NET_RSS: u64 = 1 << 60;
     pub const NET_SPEED_DUPLEX: u64 = 1 << 63;
+    pub const BLK_SIZE_MAX: u64 = 1 << 1;
+    pub const BLK_SEG_MAX: u64 = 1 << 2;
+    pub const BLK_RO: u64 = 1 << 5;
+    pub const BLK_BLK_SIZE: u64 = 1 << 6;
+    pub const BLK_FLUSH: u64 = 1 << 9;
+    pub const BLK_TOPOLOGY: u64 = 1 << 10;
+    pub const BLK_CONFIG_WCE: u64 = 1 << 11;
+    pub const BLK_MQ: u64 = 1 << 12;
+    pub const BLK_DISCARD: u64 = 1 << 13;
+    pub const BLK_WRITE_ZEROES: u64 = 1 << 14;
+    pub const BLK_SECURE_ERASE: u64 = 1 << 16;
     /// Of vhost, in a bit that virtio leaves alone: log writes for migration.
     pub const LOG_ALL: u64 = 1 << 26;
     pub const INDIRECT_DESC: u64 = 1 << 28;

@@ -125,7 +125,7 @@ impl Arrangement {
     }
 
     /// The lengths of all descriptors for `total` bytes.
-    pub(super) fn lengths(&self, total: usize) -> Vec<usize> {
+    pub(in crate::frontend) fn lengths(&self, total: usize) -> Vec<usize> {
         let mut left = total;
         let mut lengths = Vec::new();
         for &piece in &self.pieces {

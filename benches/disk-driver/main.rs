@@ -1,0 +1,72 @@
+//! Drives a vhost-user disk with the crate `virtio-driver`, and says how fast it was: the same driver for every back-end.
+//!
+//! One thread keeps each of its queues at a fixed depth. It polls for completions and is never called: what a call
+//! costs is in no figure, and a back-end that can do without kicks is asked for none. A round looks at each queue once;
+//! for every request that has completed it submits another, all of them with one kick, if the back-end wants one.
+//!
+//! ```text
+//! round   completions ──► latencies, slots ──► as many requests ──► a kick, if asked for
+//!         none: the round does not count as busy
+//! ```
+//!
+//! It says `ready`, and `measuring` after the warm-up, then prints its figures as a line of JSON.
+
+mod histogram;
+mod load;
+mod memory;
+
+use std::io::Read;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use rustix::thread::{CpuSet, sched_setaffinity};
+
+use load::{Disk, Load};
+
+/// Drives a vhost-user disk and measures it
+#[derive(Parser)]
+struct Options {
+    /// The back-end's socket
+    #[arg(long, value_name = "PATH")]
+    socket: PathBuf,
+    /// The core to stay on
+    #[arg(long)]
+    core: usize,
+    #[command(flatten)]
+    load: Load,
+    /// Let the queues run, ask nothing of the disk, and go on until standard input ends
+    #[arg(long)]
+    idle: bool,
+    /// Milliseconds before the measurement
+    #[arg(long, default_value_t = 100)]
+    warm_up: u64,
+    /// Milliseconds of the measurement
+    #[arg(long, default_value_t = 1000)]
+    time: u64,
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    let mut core = CpuSet::new();
+    core.set(options.core);
+    sched_setaffinity(None, &core).with_context(|| format!("pin to core {}", options.core))?;
+
+    let mut disk = Disk::attach(&options.socket, &options.load)?;
+    println!("ready");
+    if options.idle {
+        std::io::stdin().read_to_end(&mut Vec::new())?;
+        return Ok(());
+    }
+    disk.fill()?;
+    disk.run_until(Instant::now() + Duration::from_millis(options.warm_up))?;
+    disk.start_counting();
+    println!("measuring");
+    let start = Instant::now();
+    disk.run_until(start + Duration::from_millis(options.time))?;
+    let report = disk.report(start.elapsed());
+    disk.drain()?;
+    println!("{}", serde_json::to_string(&report)?);
+    Ok(())
+}

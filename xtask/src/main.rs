@@ -26,6 +26,8 @@ struct Cli {
 enum Chore {
     /// Measures ringway against what does the same, in turns on the same two cores
     Bench(Box<bench::Options>),
+    /// Measures disks of ringway against what does the same, in turns on the same two cores
+    BenchBlock(Box<bench::disks::Options>),
     /// Writes docs/CONFORMANCE.md: which statement of the specifications is proven by which test
     Conformance(conformance::Options),
     /// Shows two Linux guests that exchange traffic through ringway
@@ -45,6 +47,7 @@ fn main() -> anyhow::Result<ExitCode> {
     std::thread::spawn(move || signals.forever().for_each(|_| ringway_testkit::process::interrupt()));
     match Cli::parse().chore {
         Chore::Bench(options) => bench::run(options).map(|()| ExitCode::SUCCESS),
+        Chore::BenchBlock(options) => bench::disks::run(&options).map(|()| ExitCode::SUCCESS),
         Chore::Conformance(options) => conformance::run(&options),
         Chore::Demo(options) => Ok(demo::run(&options)),
         Chore::Peers(options) => peers::run(&options).map(|()| ExitCode::SUCCESS),

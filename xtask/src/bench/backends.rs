@@ -126,14 +126,14 @@ impl Backend {
                     Role::Echo => Forward::MacSwap,
                     Role::Switch => Forward::Io,
                 };
-                let core = options.backend_core;
+                let core = options.common.backend_core;
                 let traffic = Traffic { core, packet_size: size, burst: BURST, ..Traffic::new(forward) };
                 let ports = NetVhost { sockets: sockets.to_vec(), queues: 1, client: false };
                 Self::Dpdk(TestPmd::net_vhost(&ports, &traffic)?)
             }
             Kind::Ovs => {
                 ensure!(role == Role::Switch, "Open vSwitch is a switch");
-                Self::Ovs(Ovs::start(sockets, options.backend_core)?)
+                Self::Ovs(Ovs::start(sockets, options.common.backend_core)?)
             }
         };
         for socket in sockets {
@@ -230,7 +230,7 @@ pub(super) fn counters(ringway: &Process) -> Result<Counters> {
 /// The ringway program in a role, on its core.
 fn ringway(options: &Options, kind: Kind, role: Role, size: u16, sockets: &[PathBuf]) -> Result<Command> {
     let mut command = Command::new(find_program("taskset")?);
-    command.arg("-c").arg(options.backend_core.to_string()).arg(options.program(kind)?);
+    command.arg("-c").arg(options.common.backend_core.to_string()).arg(options.program(kind)?);
     let uplink = match role {
         Role::Sink => "sink".to_owned(),
         Role::Generate => format!("generate:{size}"),
@@ -249,7 +249,7 @@ fn ringway(options: &Options, kind: Kind, role: Role, size: u16, sockets: &[Path
 }
 
 fn with_arguments(mut command: Command, options: &Options) -> Command {
-    command.args(&options.ringway_arg);
+    command.args(&options.common.ringway_arg);
     command
 }
 

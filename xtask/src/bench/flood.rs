@@ -39,10 +39,12 @@ struct Bench {
 
 impl Bench {
     fn start(options: &Options, images: &Images) -> Result<Self> {
-        let arguments: Vec<_> = options.ringway_arg.iter().map(String::as_str).collect();
+        let arguments: Vec<_> = options.common.ringway_arg.iter().map(String::as_str).collect();
         let ports = ["a,mac=02:00:00:00:02:00", "b,mac=02:00:00:00:02:01", "c", "d"];
-        let server = on_core(options.backend_core, || Server::switch(&options.ringway, &ports, &arguments))?;
-        let mut guests = on_core(options.driver_core, || uml_pair(&server, images))?;
+        let server = on_core(options.common.backend_core, || {
+            Server::switch(&options.common.ringway, &ports, &arguments)
+        })?;
+        let mut guests = on_core(options.common.driver_core, || uml_pair(&server, images))?;
         for (guest, address) in guests.iter_mut().zip(ADDRESSES) {
             guest.wait_ready(BOOT_LIMIT)?;
             configure(guest, address)?;
@@ -65,7 +67,7 @@ fn flood(options: &Options, server: &Server) -> Result<TestPmd> {
     };
     let traffic = Traffic {
         peers: FLOOD.iter().rev().map(ToString::to_string).collect(),
-        ..Traffic::new(Forward::TxOnly).on_core(options.driver_core)
+        ..Traffic::new(Forward::TxOnly).on_core(options.common.driver_core)
     };
     let mut testpmd = TestPmd::virtio_user(&ports, &traffic)?;
     testpmd.start()?;

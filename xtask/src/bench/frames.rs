@@ -181,7 +181,7 @@ fn case(size: u16, rings: Rings) -> String {
 /// Starts both sides, measures once, and ends them.
 fn sample(options: &Options, setup: Setup) -> Result<Figure> {
     let mut bench = Bench::start(options, setup)?;
-    let ((rates, effort), distance) = options.watch().during(|| bench.measure(options.interval()))?;
+    let ((rates, effort), distance) = options.common.watch().during(|| bench.measure(options.interval()))?;
     let frames = bench.frames_per_second(&rates)?;
     let mut details = BTreeMap::new();
     details.insert(Detail::NanosPerFrame, 1e9 * effort.processor / frames);
@@ -208,7 +208,7 @@ fn count_calls(options: &Options, setup: Setup) -> Result<Figure> {
     let before = bench.backend.counters()?;
     let mut trace = Trace::start(&[bench.backend.pid()])?;
     // To ask the back-end for its effort would cost it calls.
-    let (rates, distance) = options.watch().during(|| bench.driver.measure(options.interval()))?;
+    let (rates, distance) = options.common.watch().during(|| bench.driver.measure(options.interval()))?;
     let (calls, interval) = trace.finish()?;
     let frames = bench.frames_per_second(&rates)?;
     let mut details = BTreeMap::new();
@@ -294,7 +294,7 @@ fn traffic(options: &Options, role: Role, size: u16) -> Traffic {
         Role::Switch => Forward::Mac,
     };
     Traffic {
-        core: options.driver_core,
+        core: options.common.driver_core,
         packet_size: size,
         burst: BURST,
         // Each port sends to the other.
@@ -340,7 +340,7 @@ impl Trace {
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Reads the line `100.00 0.001 1 1234 [errors] total` of strace's table, which there is only if there was a call.
-fn parse_calls(text: &str) -> Result<u32> {
+pub(super) fn parse_calls(text: &str) -> Result<u32> {
     let Some(line) = text.lines().find(|line| line.trim_end().ends_with(" total")) else { return Ok(0) };
     let calls = line.split_whitespace().nth(3).and_then(|calls| calls.parse().ok());
     calls.with_context(|| format!("strace said:\n{text}"))

@@ -186,7 +186,7 @@ impl<T> Kept<T> {
 }
 
 fn watch(options: &Options) -> Watch {
-    let watch = options.watch();
+    let watch = options.common.watch();
     Watch { others: watch.others.max(KERNEL), ..watch }
 }
 
@@ -206,8 +206,8 @@ impl Pair {
                 let [a, b] = MACS;
                 let ports = [format!("a,mac={a}"), format!("b,mac={b}")];
                 let ports: Vec<_> = ports.iter().map(String::as_str).collect();
-                let arguments: Vec<_> = options.ringway_arg.iter().map(String::as_str).collect();
-                let server = Server::switch(&options.ringway, &ports, &arguments)?;
+                let arguments: Vec<_> = options.common.ringway_arg.iter().map(String::as_str).collect();
+                let server = Server::switch(&options.common.ringway, &ports, &arguments)?;
                 let guests = uml_pair(&server, images)?;
                 (Box::new(server), guests)
             }
@@ -307,8 +307,8 @@ impl Uplink {
         host.run("ip", &["link", "set", TAP, "up"])?;
         let server = match way {
             ToHost::Ringway => {
-                let program = options.ringway.canonicalize().context("the ringway program")?;
-                let arguments: Vec<_> = options.ringway_arg.iter().map(String::as_str).collect();
+                let program = options.common.ringway.canonicalize().context("the ringway program")?;
+                let arguments: Vec<_> = options.common.ringway_arg.iter().map(String::as_str).collect();
                 let mac = format!("--mac={}", MACS[0]);
                 let arguments = [&[mac.as_str()], &arguments[..]].concat();
                 Some(Server::net_in(&host, &program.to_string_lossy(), &format!("tap:{TAP}"), &arguments)?)

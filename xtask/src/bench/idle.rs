@@ -44,12 +44,12 @@ pub(super) fn attach(socket: &Path) -> Result<NetFrontend> {
 fn sample(options: &Options) -> Result<Figure> {
     let directory = tempfile::tempdir().context("a directory for sockets")?;
     let sockets: Vec<PathBuf> = (0..PORTS).map(|i| directory.path().join(format!("p{i}"))).collect();
-    let mut command = Command::new(&options.ringway);
+    let mut command = Command::new(&options.common.ringway);
     command.arg("switch");
     for (index, socket) in sockets.iter().enumerate() {
         command.arg("--port").arg(format!("p{index}={},queues=1", socket.display()));
     }
-    command.args(&options.ringway_arg);
+    command.args(&options.common.ringway_arg);
     let server = Process::start("ringway", &mut command)?;
     wait_listening(&sockets[PORTS - 1], START_LIMIT, || server.output())?;
 
@@ -69,12 +69,12 @@ fn sample(options: &Options) -> Result<Figure> {
     let after = own_memory(server.pid())?;
     #[expect(clippy::cast_precision_loss, reason = "a size for people")]
     let value = after.saturating_sub(before) as f64 / PORTS as f64;
-    let distance = options.watch().distance()?;
+    let distance = options.common.watch().distance()?;
     Ok(Figure { value, distance, limit: None, details: BTreeMap::from([(Detail::Cpu, cpu)]) })
 }
 
 /// The memory of a process in KiB, less what it shares with others: what they made it map is theirs.
-fn own_memory(pid: u32) -> Result<u64> {
+pub(super) fn own_memory(pid: u32) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).context("/proc/PID/status")?;
     let field = |name| -> Option<u64> {
         let line = text.lines().find_map(|line| line.strip_prefix(name))?;

@@ -254,35 +254,30 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    /// This one, now.
-    pub(super) fn here() -> Self {
+    /// This one, now, with the peers' versions.
+    pub(super) fn here(peers: Vec<(&'static str, String)>) -> Self {
         let read = |path| fs::read_to_string(path).unwrap_or_default();
         let (processor, memory) = (read("/proc/cpuinfo"), read("/proc/meminfo"));
         let field = |text: &str, name| -> String {
             let line = text.lines().find(|line| line.starts_with(name));
             line.and_then(|line| line.split_once(':')).map_or("unknown", |(_, value)| value.trim()).to_owned()
         };
-        let package = |name| said("dpkg-query", &["-W", "-f=${Version}", name]);
-        let mut versions = vec![("ringway".to_owned(), said("git", &["describe", "--always", "--dirty"]))];
-        versions.extend(
-            [
-                ("DPDK", package("dpdk-dev")),
-                ("Open vSwitch", super::ovs::version()),
-                ("QEMU", package("qemu-system-x86")),
-                ("User-Mode Linux", package("user-mode-linux")),
-                ("iperf3", package("iperf3")),
-            ]
-            .map(|(name, version)| (name.to_owned(), version)),
-        );
+        let ringway = ("ringway", said("git", &["describe", "--always", "--dirty"]));
+        let versions = std::iter::once(ringway).chain(peers);
         Self {
             date: said("date", &["-u", "+%F"]),
             cores: std::thread::available_parallelism().map_or(0, usize::from),
             processor: field(&processor, "model name"),
             memory: gibibytes(&field(&memory, "MemTotal")),
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-            versions,
+            versions: versions.map(|(name, version)| (name.to_owned(), version)).collect(),
         }
     }
+}
+
+/// The version of an installed package.
+pub(super) fn package(name: &str) -> String {
+    said("dpkg-query", &["-W", "-f=${Version}", name])
 }
 
 /// `24684092 kB` in larger pieces.

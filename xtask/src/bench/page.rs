@@ -1,12 +1,16 @@
-//! The page: docs/BENCHMARKS.md, with a plot for each topic in docs/benchmarks/.
+//! The page: docs/BENCHMARKS.md, with a plot for each row in docs/benchmarks/.
+//!
+//! It has a part for each command that measures. A line `<!-- NAME -->` begins one; a part is written anew without the
+//! others, which stay as they are.
 
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use clap::ValueEnum;
 
+use super::comparison::{Comparison, Part};
+use super::disks::Row;
 use super::machine::Machine;
 use super::plot;
 use super::results::{Detail, Line, Run, Sample, current, distinct, lines};
@@ -16,38 +20,71 @@ use super::topics::Topic;
 /// The page and its plots, from the repository's root.
 const PAGE: &str = "docs/BENCHMARKS.md";
 const PLOTS: &str = "docs/benchmarks";
+/// The parts in their order.
+const PARTS: [&str; 2] = [Topic::PART.name, Row::PART.name];
 
-/// Writes both.
-pub(super) fn write(runs: &[Run]) -> Result<()> {
+/// Writes a part and its plots.
+pub(super) fn write<C: Comparison>(runs: &[Run]) -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask has no parent directory")?;
     let samples = current(runs);
     fs::create_dir_all(root.join(PLOTS)).with_context(|| format!("cannot make {PLOTS}"))?;
-    for &topic in Topic::value_variants() {
-        let lines = lines(&samples, topic.name(), topic.higher_is_better());
+    for &row in C::value_variants() {
+        let lines = lines(&samples, row.name(), row.higher_is_better());
         if !lines.is_empty() {
-            let path = root.join(PLOTS).join(format!("{}.svg", topic.name()));
-            fs::write(&path, plot::render(topic.title(), topic.unit(), &lines))
+            let path = root.join(PLOTS).join(plot_name(row));
+            fs::write(&path, plot::render(row.title(), row.unit(), &lines))
                 .with_context(|| format!("cannot write {}", path.display()))?;
         }
     }
-    fs::write(root.join(PAGE), render(runs, &samples)).with_context(|| format!("cannot write {PAGE}"))
+    let before = fs::read_to_string(root.join(PAGE)).unwrap_or_default();
+    let page = replace(&before, C::PART.name, &render::<C>(runs, &samples));
+    fs::write(root.join(PAGE), page).with_context(|| format!("cannot write {PAGE}"))
 }
 
-fn render(runs: &[Run], samples: &[Sample]) -> String {
-    let mut page = String::from(HEAD);
+fn plot_name<C: Comparison>(row: C) -> String {
+    format!("{}{}.svg", C::PART.plots, row.name())
+}
+
+/// The page with one of its parts anew.
+fn replace(page: &str, part: &str, text: &str) -> String {
+    let mut result = String::from(HEAD);
+    for name in PARTS {
+        let text = if name == part { Some(text) } else { find(page, name) };
+        if let Some(text) = text {
+            let _ = write!(result, "\n{}{}\n", mark(name), text.trim_end());
+        }
+    }
+    result
+}
+
+/// A part as it stands on the page.
+fn find<'a>(page: &'a str, part: &str) -> Option<&'a str> {
+    let (_, rest) = page.split_once(&mark(part))?;
+    let end = PARTS.iter().filter_map(|name| rest.find(&mark(name))).min();
+    Some(&rest[..end.unwrap_or(rest.len())])
+}
+
+/// The line that begins a part.
+fn mark(part: &str) -> String {
+    format!("<!-- {part} -->\n")
+}
+
+fn render<C: Comparison>(runs: &[Run], samples: &[Sample]) -> String {
+    let Part { title, reading, .. } = C::PART;
+    let mut page = format!("## {title}\n\n");
     for machine in distinct(runs.iter().map(|run| &run.machine)) {
         page.push_str(&describe(machine));
     }
-    page.push_str(READING);
-    for &topic in Topic::value_variants() {
-        let lines = lines(samples, topic.name(), topic.higher_is_better());
+    page.push_str(reading);
+    for &row in C::value_variants() {
+        let lines = lines(samples, row.name(), row.higher_is_better());
         if !lines.is_empty() {
-            section(&mut page, topic, &lines);
+            section(&mut page, row, &lines);
         }
     }
     let failures = distinct(runs.iter().flat_map(|run| &run.failures));
     if !failures.is_empty() {
-        page.push_str("\n## Not measured\n\n");
+        page.push_str("\n### Not measured\n\n");
         for failure in failures {
             let _ = writeln!(page, "- {failure}");
         }
@@ -61,15 +98,15 @@ fn describe(machine: &Machine) -> String {
     format!("- {date}: {cores} × {processor}, {memory}, Linux {kernel}; {}\n", versions.join(", "))
 }
 
-/// A topic: what it is, its plot, its table.
-fn section(page: &mut String, topic: Topic, lines: &[Line<'_>]) {
+/// A row: what it is, its plot, its table.
+fn section<C: Comparison>(page: &mut String, row: C, lines: &[Line<'_>]) {
     let _ = write!(
         page,
-        "\n## {title}\n\n{}\n\n![{title}: {}](benchmarks/{}.svg)\n\n",
-        topic.about(),
-        topic.unit(),
-        topic.name(),
-        title = topic.title()
+        "\n### {title}\n\n{}\n\n![{title}: {}](benchmarks/{})\n\n",
+        row.about(),
+        row.unit(),
+        plot_name(row),
+        title = row.title()
     );
     let mut details: Vec<Detail> = lines.iter().flat_map(Line::details).collect();
     details.sort_unstable();
@@ -78,7 +115,7 @@ fn section(page: &mut String, topic: Topic, lines: &[Line<'_>]) {
     let limited = lines.iter().any(|line| line.limit().is_some());
 
     let mut head = vec!["case".to_owned(), "cores".into(), "side".into(), "n".into(), "min".into()];
-    head.extend([format!("median {}", topic.unit()), "max".into()]);
+    head.extend([format!("median {}", row.unit()), "max".into()]);
     let first = lines.iter().find(|line| line.place == 0).map(|line| line.side);
     head.extend(compared.then(|| format!("{} is", first.unwrap_or_default())));
     head.extend(details.iter().map(|detail| detail.heading().to_owned()));
@@ -98,23 +135,13 @@ fn section(page: &mut String, topic: Topic, lines: &[Line<'_>]) {
 
 const HEAD: &str = "# Benchmarks
 
-`make bench` makes this page: it measures everything that is here in one go, and [benchmark.md](benchmark.md) says how.
-
-";
-
-const READING: &str = "
-How to read the tables:
+`make bench` and `make bench-block` each make their part of this page: all sides of a table are measured in one go, and
+[benchmark.md](benchmark.md) says how. How to read the tables:
 
 - Sides take turns, sample by sample. A line has the least, the middle and the greatest of its samples; the ratio is between
   the medians, and over 1 where the first side is the better one.
 - *near* and *far* is whether the two cores shared a cache while a sample was taken. A virtual machine is moved, and every
   figure with it, so only samples of one kind are compared. A ratio is missing where the first side has none of that kind.
-- Busy shares are what the programs count as spent on bursts that had frames. *CPU ns/frame* is all processor time that
-  a back-end took: polling ones take their whole core always, Ringway sleeps when there has been nothing to do for a while
-  (`--busy-poll`).
-- *limit* is the side that a row waits for: the one that was busy more than 90 % of the time, the driver first. Where the
-  driver sends by itself it is the back-end if the driver often found the ring full. Where the driver is the limit, the
-  back-end could do more than the figure says.
 ";
 
 #[cfg(test)]
@@ -139,7 +166,7 @@ mod tests {
             versions: vec![("DPDK".into(), "22.11".into())],
         };
         let runs = [Run { machine, samples: samples.clone(), failures: vec!["sink: no luck".into()] }];
-        let page = render(&runs, &samples);
+        let page = render::<Topic>(&runs, &samples);
         for expected in [
             "- 2026-01-02: 2 × P, 8 GB, Linux 6.1; DPDK 22.11\n",
             "![Guest to guest: million frames/s](benchmarks/switch.svg)",
@@ -149,6 +176,17 @@ mod tests {
         ] {
             assert!(page.contains(expected), "{expected}\nis not in\n{page}");
         }
-        assert!(!page.contains("## Echo"));
+        assert!(page.starts_with("## Network\n") && page.contains("### Guest to guest"));
+        assert!(!page.contains("### Echo"));
+    }
+
+    #[test]
+    fn a_part_is_replaced_alone() {
+        let page = replace("", "disks", "## Disks\nold\n");
+        let page = replace(&page, "network", "## Network\nframes\n");
+        let page = replace(&page, "disks", "## Disks\nnew\n");
+        let expected = "\n<!-- network -->\n## Network\nframes\n\n<!-- disks -->\n## Disks\nnew\n";
+        assert_eq!(page.strip_prefix(HEAD), Some(expected));
+        assert_eq!(replace(&page, "disks", "## Disks\nnew\n"), page);
     }
 }

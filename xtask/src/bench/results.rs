@@ -19,11 +19,15 @@ pub(super) enum Limit {
     FrontEnd,
     /// The one that is measured.
     BackEnd,
+    /// Both wait, for what is behind the back-end or for each other.
+    Neither,
 }
 
 /// What is known about a sample besides its value. Each is a column of the page where a topic has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) enum Detail {
+    /// Megabytes a second.
+    Megabytes,
     /// Percent of the time that the driver's core had frames to move.
     FrontBusy,
     /// Percent of the driver's frames that found the ring full.
@@ -46,14 +50,23 @@ pub(super) enum Detail {
     P50,
     /// 99 of 100 were not slower, in microseconds.
     P99,
+    /// 999 of 1000 were not slower, in microseconds.
+    P999,
     /// Percent of one processor.
     Cpu,
+    /// Processor seconds of the back-end for a million requests.
+    BackendSeconds,
+    /// Processor seconds of the driver for a million requests.
+    DriverSeconds,
+    /// Kicks for a thousand requests.
+    KicksPerThousand,
 }
 
 impl Detail {
     /// The heading of its column.
     pub(super) fn heading(self) -> &'static str {
         match self {
+            Self::Megabytes => "MB/s",
             Self::FrontBusy => "front-end busy %",
             Self::RingFull => "ring full %",
             Self::Busy => "back-end busy %",
@@ -65,7 +78,11 @@ impl Detail {
             Self::BackendCpu => "CPU s/Gbit, back-end",
             Self::P50 => "p50 µs",
             Self::P99 => "p99 µs",
+            Self::P999 => "p99.9 µs",
             Self::Cpu => "CPU %",
+            Self::BackendSeconds => "CPU s/10⁶, back-end",
+            Self::DriverSeconds => "CPU s/10⁶, driver",
+            Self::KicksPerThousand => "kicks/10³",
         }
     }
 }
@@ -215,9 +232,9 @@ impl Line<'_> {
 
     /// Who was the limit in most samples.
     pub(super) fn limit(&self) -> Option<Limit> {
-        let count = |limit| self.samples.iter().filter(|s| s.limit == Some(limit)).count();
-        let (front, back) = (count(Limit::FrontEnd), count(Limit::BackEnd));
-        (front + back > 0).then_some(if front > back { Limit::FrontEnd } else { Limit::BackEnd })
+        let count = |limit: &Limit| self.samples.iter().filter(|s| s.limit == Some(*limit)).count();
+        let most = [Limit::Neither, Limit::FrontEnd, Limit::BackEnd].into_iter().max_by_key(count)?;
+        (count(&most) > 0).then_some(most)
     }
 
     fn values(&self) -> impl Iterator<Item = f64> {

@@ -2,15 +2,13 @@
 
 use std::fmt::Write;
 
-use clap::ValueEnum;
-
+use super::comparison::Comparison;
 use super::results::{Limit, Sample, lines};
-use super::topics::Topic;
 
-/// All topics that have samples.
-pub(super) fn render(samples: &[Sample]) -> String {
+/// All rows that have samples.
+pub(super) fn render<C: Comparison>(samples: &[Sample]) -> String {
     let mut text = String::new();
-    for &topic in Topic::value_variants() {
+    for &topic in C::value_variants() {
         let lines = lines(samples, topic.name(), topic.higher_is_better());
         if lines.is_empty() {
             continue;
@@ -55,6 +53,7 @@ pub(super) fn name(limit: Limit) -> &'static str {
     match limit {
         Limit::FrontEnd => "front-end",
         Limit::BackEnd => "back-end",
+        Limit::Neither => "neither",
     }
 }
 
@@ -74,6 +73,7 @@ pub(super) fn number(value: f64) -> String {
 mod tests {
     use super::super::machine::Distance;
     use super::super::results::tests::sample;
+    use super::super::topics::Topic;
     use super::*;
 
     #[test]
@@ -86,7 +86,7 @@ mod tests {
     fn a_line_of_the_table() {
         let samples =
             [sample("64 B", "ringway", Distance::Near, 6.0), sample("64 B", "DPDK", Distance::Near, 3.0)];
-        let text = render(&samples);
+        let text = render::<Topic>(&samples);
         let last: Vec<_> = text.lines().last().unwrap().split_whitespace().collect();
         assert_eq!(last, ["64", "B", "DPDK", "near", "3.00", "3.00", "3.00", "2.00", "1"]);
         assert!(!text.contains("Echo"), "a topic without samples is not there");

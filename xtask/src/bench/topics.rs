@@ -4,8 +4,10 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use super::backends::Role;
+use super::comparison::{Comparison, Part};
+use super::machine::package;
 use super::sampling::Taken;
-use super::{Options, flood, frames, guests, idle};
+use super::{Options, flood, frames, guests, idle, ovs};
 
 /// A comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -55,9 +57,27 @@ impl Topic {
             Self::Fairness => flood::fairness(options, name),
         }
     }
+}
 
-    /// As on the command line and in the file of results.
-    pub(super) fn name(self) -> &'static str {
+impl Comparison for Topic {
+    const PART: Part = Part {
+        name: "network",
+        title: "Network",
+        reading: READING,
+        plots: "",
+        results: "results.json",
+        peers: || {
+            vec![
+                ("DPDK", package("dpdk-dev")),
+                ("Open vSwitch", ovs::version()),
+                ("QEMU", package("qemu-system-x86")),
+                ("User-Mode Linux", package("user-mode-linux")),
+                ("iperf3", package("iperf3")),
+            ]
+        },
+    };
+
+    fn name(self) -> &'static str {
         match self {
             Self::Switch => "switch",
             Self::Echo => "echo",
@@ -74,7 +94,7 @@ impl Topic {
         }
     }
 
-    pub(super) fn title(self) -> &'static str {
+    fn title(self) -> &'static str {
         match self {
             Self::Switch => "Guest to guest",
             Self::Echo => "Echo",
@@ -91,8 +111,7 @@ impl Topic {
         }
     }
 
-    /// What its values are.
-    pub(super) fn unit(self) -> &'static str {
+    fn unit(self) -> &'static str {
         match self {
             Self::Switch | Self::Echo | Self::Generate | Self::Sink | Self::Pages | Self::Ports => {
                 "million frames/s"
@@ -105,12 +124,11 @@ impl Topic {
         }
     }
 
-    pub(super) fn higher_is_better(self) -> bool {
+    fn higher_is_better(self) -> bool {
         !matches!(self, Self::Idle | Self::Calls | Self::Latency | Self::Fairness)
     }
 
-    /// How it is measured, and how to read it.
-    pub(super) fn about(self) -> &'static str {
+    fn about(self) -> &'static str {
         match self {
             Self::Switch => {
                 "Two ports of one DPDK driver send to each other through the back-end, a fixed number of frames going \
@@ -165,6 +183,15 @@ impl Topic {
         }
     }
 }
+
+const READING: &str = "
+- Busy shares are what the programs count as spent on bursts that had frames. *CPU ns/frame* is all processor time that
+  a back-end took: polling ones take their whole core always, Ringway sleeps when there has been nothing to do for a while
+  (`--busy-poll`).
+- *limit* is the side that a row waits for: the one that was busy more than 90 % of the time, the driver first. Where the
+  driver sends by itself it is the back-end if the driver often found the ring full. Where the driver is the limit, the
+  back-end could do more than the figure says.
+";
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,216 @@
+//! Who serves a disk, and from what.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use ringway_testkit::process::{Process, find_program};
+use tempfile::TempDir;
+
+use super::Options;
+use super::images::Images;
+use crate::bench::machine::processor_time;
+use crate::bench::wait_listening;
+
+/// A started server listens within this time.
+const START_LIMIT: Duration = Duration::from_secs(10);
+
+/// Whose program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(super) enum Side {
+    /// The program of this project
+    Ringway,
+    /// Another build of it, given with --baseline
+    Baseline,
+    /// qemu-storage-daemon, with an I/O thread
+    Qemu,
+    /// fio with `io_uring` on the file itself
+    Fio,
+}
+
+/// What is behind a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Storage {
+    /// Nothing.
+    Null,
+    /// The server's own memory.
+    Memory,
+    /// A file in memory.
+    Tmpfs,
+    /// A file on a disk.
+    File,
+}
+
+impl Side {
+    /// Its name on the page.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Ringway => "ringway",
+            Self::Baseline => "ringway, baseline",
+            Self::Qemu => "qemu-storage-daemon",
+            Self::Fio => "fio io_uring",
+        }
+    }
+
+    /// The same where one side has two kinds of storage.
+    pub(super) fn title(self, storage: Storage) -> String {
+        let behind = if storage == Storage::Memory { " mem:" } else { "" };
+        format!("{}{behind}", self.name())
+    }
+
+    /// Whether it has such a disk.
+    pub(super) fn serves(self, storage: Storage) -> bool {
+        match self {
+            Self::Ringway | Self::Baseline => true,
+            Self::Qemu => storage != Storage::Memory,
+            Self::Fio => matches!(storage, Storage::Tmpfs | Storage::File),
+        }
+    }
+}
+
+impl Storage {
+    /// Its name on the page.
+    pub(super) fn title(self) -> &'static str {
+        match self {
+            Self::Null => "nothing behind",
+            Self::Memory => "memory",
+            Self::Tmpfs => "file on tmpfs",
+            Self::File => "file on a disk",
+        }
+    }
+}
+
+/// A server of one disk, on its core.
+pub(super) struct Server {
+    process: Process,
+    socket: PathBuf,
+    /// The socket's directory goes last.
+    _directory: TempDir,
+}
+
+/// The first reading of two.
+pub(super) struct Mark {
+    at: Instant,
+    time: Duration,
+}
+
+/// What a server took to do its work, between two readings.
+pub(super) struct Effort {
+    /// The share of the time in which it worked, 1 being one processor.
+    pub(super) busy: f64,
+    /// Processors that it took.
+    pub(super) processor: f64,
+}
+
+impl Server {
+    /// Starts it; it listens on return.
+    pub(super) fn start(
+        options: &Options,
+        images: &Images,
+        side: Side,
+        storage: Storage,
+        queues: u16,
+    ) -> Result<Self> {
+        let directory = tempfile::tempdir().context("a directory for a socket")?;
+        let socket = directory.path().join("disk");
+        let mut command = Command::new(find_program("taskset")?);
+        command.arg("-c").arg(options.common.backend_core.to_string());
+        match side {
+            Side::Ringway => command.arg(&options.common.ringway),
+            Side::Baseline => command.arg(options.common.baseline()?),
+            Side::Qemu => command.arg(find_program("qemu-storage-daemon")?),
+            Side::Fio => bail!("fio serves no disk"),
+        };
+        if side == Side::Qemu {
+            command.args(qemu(&qemu_storage(images, storage)?, queues, &socket));
+        } else {
+            command.args(ringway(&ringway_storage(images, storage)?, queues, &socket));
+            command.args(&options.common.ringway_arg);
+        }
+        let process = Process::start(side.name(), &mut command)?;
+        wait_listening(&socket, START_LIMIT, || process.output())?;
+        Ok(Self { process, socket, _directory: directory })
+    }
+
+    pub(super) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Begins to look at its effort.
+    pub(super) fn mark(&self) -> Result<Mark> {
+        Ok(Mark { at: Instant::now(), time: processor_time(self.pid())? })
+    }
+
+    /// Its effort since.
+    pub(super) fn since(&self, mark: &Mark) -> Result<Effort> {
+        let time = processor_time(self.pid())?.saturating_sub(mark.time);
+        let processor = time.as_secs_f64() / mark.at.elapsed().as_secs_f64();
+        Ok(Effort { busy: processor, processor })
+    }
+}
+
+/// The arguments of ringway.
+fn ringway(image: &str, queues: u16, socket: &Path) -> Vec<String> {
+    let socket = format!("--socket-path={}", socket.display());
+    vec!["blk".into(), socket, format!("--blk-file={image}"), format!("--num-queues={queues}")]
+}
+
+/// What ringway is told of the storage: a file is opened past the page cache unless it is told otherwise.
+fn ringway_storage(images: &Images, storage: Storage) -> Result<String> {
+    Ok(match storage {
+        Storage::Null => format!("null:{}", images.size),
+        Storage::Memory => format!("mem:{}", images.size),
+        Storage::Tmpfs | Storage::File => images.path(storage)?.display().to_string(),
+    })
+}
+
+/// The arguments of qemu-storage-daemon: an I/O thread for the disk, as its own documents advise.
+fn qemu(storage: &str, queues: u16, socket: &Path) -> Vec<String> {
+    let export = format!(
+        "vhost-user-blk,id=disk,node-name=image,writable=on,iothread=io,num-queues={queues},addr.type=unix,addr.path={}",
+        socket.display()
+    );
+    let [object, export] = [["--object", "iothread,id=io"], ["--export", &export]];
+    let blockdev = ["--blockdev", &format!("{storage},node-name=image")].map(String::from);
+    blockdev.into_iter().chain([object, export].concat().into_iter().map(String::from)).collect()
+}
+
+/// What qemu-storage-daemon is told of the storage.
+fn qemu_storage(images: &Images, storage: Storage) -> Result<String> {
+    Ok(match storage {
+        Storage::Null => format!("driver=null-co,size={}", images.size),
+        Storage::Memory => bail!("qemu-storage-daemon has no disk in memory"),
+        Storage::Tmpfs | Storage::File => {
+            let file = images.path(storage)?.display();
+            format!("driver=file,filename={file},aio=io_uring,cache.direct=on")
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_servers_are_told() {
+        let told = ringway("null:1G", 2, Path::new("/s")).join(" ");
+        assert_eq!(told, "blk --socket-path=/s --blk-file=null:1G --num-queues=2");
+        let told = qemu("driver=null-co,size=9", 2, Path::new("/s")).join(" ");
+        assert!(told.starts_with(
+            "--blockdev driver=null-co,size=9,node-name=image --object iothread,id=io --export "
+        ));
+        assert!(told.contains("num-queues=2") && told.ends_with("addr.path=/s"), "{told}");
+    }
+
+    #[test]
+    fn fio_needs_a_file() {
+        assert!(Side::Fio.serves(Storage::Tmpfs) && !Side::Fio.serves(Storage::Null));
+        assert!(!Side::Qemu.serves(Storage::Memory));
+    }
+}

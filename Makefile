@@ -6,10 +6,10 @@ CARGO ?= cargo
 
 # How long `make soak` takes, in its ordinary length.
 SOAK ?= 1
-# Options of `make bench`: see `target/release/xtask bench --help`.
+# Options of `make bench` and `make bench-block`: see `target/release/xtask bench --help`.
 BENCH ?=
 
-.PHONY: build demo test soak model lint bench bench-queue fuzz setup clean
+.PHONY: build demo test soak model lint bench bench-block bench-queue fuzz setup clean
 
 build:
 	$(CARGO) build --release --package ringway
@@ -53,6 +53,14 @@ bench:
 	guests/setup.sh
 	guests/bench.sh
 	cd '$(CURDIR)' && target/release/xtask bench --page $(BENCH)
+
+# Disks, against qemu-storage-daemon and fio, in turns; makes its part of docs/BENCHMARKS.md, in about a quarter of an
+# hour. `make bench-block BENCH=--quick` takes two minutes.
+bench-block:
+	$(CARGO) build --release --package ringway --package xtask --package ringway-bench
+	guests/setup.sh
+	guests/bench.sh
+	cd '$(CURDIR)' && target/release/xtask bench-block --page $(BENCH)
 
 # What a chain costs in crates/queue, next to the crates virtio-queue and virtio-drivers, in one run of seconds.
 bench-queue:

@@ -185,6 +185,8 @@ impl Comparison for Topic {
 }
 
 const READING: &str = "
+What the columns say:
+
 - Busy shares are what the programs count as spent on bursts that had frames. *CPU ns/frame* is all processor time that
   a back-end took: polling ones take their whole core always, Ringway sleeps when there has been nothing to do for a while
   (`--busy-poll`).

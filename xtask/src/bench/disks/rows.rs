@@ -97,15 +97,17 @@ impl Comparison for Row {
 }
 
 const READING: &str = "
-- The driver is the crate `virtio-driver` in a process of its own (`disk-driver`), pinned to one core, the server to the
-  other. It polls for completions and asks for no calls, for each server alike; depths are those of each queue. Its
-  busy share is of rounds that had completions.
+Who takes part, and what the columns say:
+
+- The driver is the crate `virtio-driver` in a process of its own (`benches/disk-driver`), pinned to one core, the server
+  to the other. It polls for completions and asks for no calls, the same for every server. Depths are those of each queue;
+  all queues have the one core on either side.
+- `qemu-storage-daemon` has an I/O thread for its disk, `aio=io_uring` and `cache.direct=on`.
 - fio has the file to itself, on the server's core: no driver, no protocol, no second process. Its io_uring engine with
-  `direct=1`, a job for each queue; by its defaults it submits each request by a call of its own, and takes what has
-  completed without one: see the system calls below. io_uring cannot read or write tmpfs without blocking, and hands
-  each request to a thread of the kernel's.
-- *CPU s/10⁶* is processor time for a million requests, all threads of the process together; spinning counts, so the
-  driver's is at least what a request takes.
-- *limit* is what a case waits for: the driver, if it is busy more than 90 % of the time; else the server, if it is
-  (by its own count of work where it has one, else by its processor time); else neither: the storage, or each other.
+  `direct=1` and a job for each queue; as it comes, it submits each request by a call of its own, as the row of system
+  calls shows. The kernel hands what would block to threads of its own: on tmpfs that is every request of an io_uring.
+- *CPU s/10⁶* is processor time for a million requests, of all threads of the process. Who polls takes the whole core, so
+  what the driver needs is its busy share of that: of rounds that had completions.
+- *limit* is what a case waits for: the driver, if it is busy more than 90 % of the time; else the server, if it is; else
+  neither, but the storage, or each for the other. A server is busy as it counts itself, or by its processor time.
 ";

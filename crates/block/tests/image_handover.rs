@@ -67,8 +67,8 @@ fn memory_goes_over_as_it_is_and_as_large() {
     let spec = ImageSpec::Memory(MIB);
     let mut old = Image::open(&spec, &OpenOptions::default()).unwrap();
     old.resize(2 * MIB, false).unwrap();
-    let disk = |image: &Image| if let Way::Memory(disk) = image.way() { disk } else { panic!("memory") };
-    disk(&old).write(MIB, buffer(&[5; 4096], &[]).buf()).unwrap();
+    let disk = |image: &Image| if let Way::Here(disk) = image.way() { disk } else { panic!("memory") };
+    disk(&old).write(MIB, buffer(&[5; 4096], &[]).buf(), false).unwrap();
     let new = restored(&old, &spec, &OpenOptions::default()).unwrap();
     drop(old);
     assert_eq!(new.facts().size, 2 * MIB);

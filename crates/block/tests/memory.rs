@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use common::{buffer, contents};
 use ringway_block::image::{Image, ImageSpec, MemoryDisk, OpenOptions, Way};
-use ringway_block::job::Range;
+use ringway_block::job::{BlockingImage, Range};
 
 const MIB: u64 = 1 << 20;
 
-fn disk(image: &Image) -> Arc<MemoryDisk> {
-    let Way::Memory(disk) = image.way() else { panic!("in memory") };
+fn here(image: &Image) -> Arc<dyn BlockingImage> {
+    let Way::Here(disk) = image.way() else { panic!("in memory") };
     disk
 }
 
@@ -24,10 +24,10 @@ fn blocks(disk: &MemoryDisk) -> i64 {
 #[test]
 fn a_disk_in_memory_keeps_what_is_written() {
     let image = Image::open(&ImageSpec::Memory(4 * MIB), &OpenOptions::default()).unwrap();
-    let disk = disk(&image);
-    assert_eq!((disk.size(), image.facts().size, blocks(&disk)), (4 * MIB, 4 * MIB, 0));
+    assert_eq!(image.facts().size, 4 * MIB);
+    let disk = here(&image);
     let bytes: Vec<u8> = (0..8192_u32).map(|i| (i * 7) as u8).collect();
-    disk.write(4 * MIB - 8192, buffer(&bytes, &[1, 4095]).buf()).unwrap();
+    disk.write(4 * MIB - 8192, buffer(&bytes, &[1, 4095]).buf(), true).unwrap();
     let to = buffer(&vec![9; 3 * 8192], &[5000]);
     disk.read(4 * MIB - 3 * 8192, to.buf()).unwrap();
     let read = contents(&to);
@@ -42,7 +42,8 @@ fn a_disk_in_memory_keeps_what_is_written() {
 #[test]
 fn zeroes_give_memory_back_only_if_they_may() {
     let disk = MemoryDisk::new(4 * MIB).unwrap();
-    disk.write(0, buffer(&vec![1; 4 << 20], &[]).buf()).unwrap();
+    assert_eq!((disk.size(), blocks(&disk)), (4 * MIB, 0));
+    disk.write(0, buffer(&vec![1; 4 << 20], &[]).buf(), false).unwrap();
     let full = blocks(&disk);
     let range = Range { offset: 512, len: 2 * MIB };
     disk.write_zeroes(range, false).unwrap();
@@ -60,11 +61,11 @@ fn zeroes_give_memory_back_only_if_they_may() {
 #[test]
 fn a_size_can_change_while_the_disk_is_reached() {
     let mut image = Image::open(&ImageSpec::Memory(0), &OpenOptions::default()).unwrap();
-    let disk = disk(&image);
+    let disk = here(&image);
     let bytes = buffer(&[5; 4096], &[]);
-    assert!(disk.write(0, bytes.buf()).is_err());
+    assert!(disk.write(0, bytes.buf(), false).is_err());
     image.resize(MIB, false).unwrap();
-    disk.write(MIB - 4096, bytes.buf()).unwrap();
+    disk.write(MIB - 4096, bytes.buf(), false).unwrap();
     image.resize(2 * MIB, false).unwrap();
     let to = buffer(&[0; 4096], &[]);
     disk.read(MIB - 4096, to.buf()).unwrap();

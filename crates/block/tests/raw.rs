@@ -40,7 +40,8 @@ fn cached(cache: Cache) -> OpenOptions {
 /// Who does what `io_uring` does not.
 fn aside(image: &Image) -> Arc<dyn Executor> {
     match image.way() {
-        Way::File { aside, .. } | Way::Elsewhere(aside) => aside,
+        Way::File { aside, .. } => aside,
+        Way::Here(image) => Arc::new(Pool::new(image)),
         _ => panic!("a file"),
     }
 }

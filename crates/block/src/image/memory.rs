@@ -55,46 +55,6 @@ impl MemoryDisk {
         Ok(())
     }
 
-    /// Fills the buffer with the bytes from `offset` on.
-    ///
-    /// # Errors
-    /// `EIO` if there are no such bytes, or no memory for them.
-    pub fn read(&self, offset: u64, to: GuestBuf<'_>) -> io::Result<()> {
-        self.with(Range { offset, len: to.len() as u64 }, |bytes| {
-            GuestBuf::new(&[bytes]).copy_to(to);
-        })
-    }
-
-    /// Writes the buffer to the bytes from `offset` on.
-    ///
-    /// # Errors
-    /// As [`MemoryDisk::read`].
-    pub fn write(&self, offset: u64, from: GuestBuf<'_>) -> io::Result<()> {
-        self.with(Range { offset, len: from.len() as u64 }, |bytes| {
-            from.copy_to(GuestBuf::new(&[bytes]));
-        })
-    }
-
-    /// Makes a range read as zeroes, and gives its memory back if that is allowed.
-    ///
-    /// # Errors
-    /// As [`MemoryDisk::read`], and the kernel's.
-    pub fn write_zeroes(&self, range: Range, unmap: bool) -> io::Result<()> {
-        self.with(range, |bytes| {
-            if unmap && range.len > 0 {
-                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-                return Ok(rustix::fs::fallocate(&self.file, flags, range.offset, range.len)?);
-            }
-            let all = [bytes];
-            let mut rest = GuestBuf::new(&all);
-            while !rest.is_empty() {
-                let done = rest.write(&ZEROES.0);
-                rest = rest.advance(done);
-            }
-            Ok(())
-        })?
-    }
-
     /// Does something to a range that is there.
     fn with<R>(&self, range: Range, act: impl FnOnce(GuestSlice<'_>) -> R) -> io::Result<R> {
         let eio = || io::Error::from_raw_os_error(libc::EIO);
@@ -110,14 +70,18 @@ impl MemoryDisk {
     }
 }
 
-/// Nothing of it waits for long.
+/// Nothing of it waits for long. `EIO` is for bytes that are not there, and for memory that the kernel has not got.
 impl BlockingImage for MemoryDisk {
     fn read(&self, offset: u64, to: GuestBuf<'_>) -> io::Result<()> {
-        Self::read(self, offset, to)
+        self.with(Range { offset, len: to.len() as u64 }, |bytes| {
+            GuestBuf::new(&[bytes]).copy_to(to);
+        })
     }
 
     fn write(&self, offset: u64, from: GuestBuf<'_>, _stable: bool) -> io::Result<()> {
-        Self::write(self, offset, from)
+        self.with(Range { offset, len: from.len() as u64 }, |bytes| {
+            from.copy_to(GuestBuf::new(&[bytes]));
+        })
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -125,11 +89,23 @@ impl BlockingImage for MemoryDisk {
     }
 
     fn discard(&self, range: Range) -> io::Result<()> {
-        Self::write_zeroes(self, range, true)
+        self.write_zeroes(range, true)
     }
 
     fn write_zeroes(&self, range: Range, unmap: bool) -> io::Result<()> {
-        Self::write_zeroes(self, range, unmap)
+        self.with(range, |bytes| {
+            if unmap && range.len > 0 {
+                let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+                return Ok(rustix::fs::fallocate(&self.file, flags, range.offset, range.len)?);
+            }
+            let all = [bytes];
+            let mut rest = GuestBuf::new(&all);
+            while !rest.is_empty() {
+                let done = rest.write(&ZEROES.0);
+                rest = rest.advance(done);
+            }
+            Ok(())
+        })?
     }
 
     fn secure_erase(&self, _range: Range) -> io::Result<()> {

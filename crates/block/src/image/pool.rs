@@ -28,24 +28,24 @@ const STACK_LEN: usize = 256 << 10;
 pub struct Pool(Arc<Shared>);
 
 struct Shared {
-    image: Arc<dyn BlockingImage>,
     state: Mutex<State>,
     /// There is a job to take, or the pool is gone.
     wake: Condvar,
 }
 
-#[derive(Default)]
 struct State {
+    /// None once the pool is gone and nothing waits: an idle thread keeps no image open, and locked.
+    image: Option<Arc<dyn BlockingImage>>,
     waiting: VecDeque<Job>,
     threads: usize,
     idle: usize,
-    is_closed: bool,
 }
 
 impl Pool {
     /// A pool without threads yet.
     pub fn new(image: Arc<dyn BlockingImage>) -> Self {
-        Self(Arc::new(Shared { image, state: Mutex::default(), wake: Condvar::new() }))
+        let state = State { image: Some(image), waiting: VecDeque::new(), threads: 0, idle: 0 };
+        Self(Arc::new(Shared { state: state.into(), wake: Condvar::new() }))
     }
 
     /// How many threads there are.
@@ -82,11 +82,12 @@ fn again(error: &io::Error) -> io::Error {
     error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }
 
-/// What waits is still done; who waits for it has its own reference.
+/// What is begun is still done, and what it needs kept until then. Nothing waits: who does has the pool.
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.0.lock().is_closed = true;
+        let image = self.0.lock().image.take();
         self.0.wake.notify_all();
+        drop(image);
     }
 }
 
@@ -97,20 +98,26 @@ impl Shared {
 
     /// A thread's life.
     fn work(&self) {
-        while let Some(job) = self.next_job() {
-            job.run(&*self.image);
+        while let Some((job, image)) = self.next_job() {
+            let result = job.operation().carry_out(&*image, job.data());
+            // Whoever hears that it is done finds the image closed if it was the last.
+            drop(image);
+            job.done(result);
         }
     }
 
     /// Waits for a job. None if the thread is to end; it is not counted any more then.
-    fn next_job(&self) -> Option<Job> {
+    fn next_job(&self) -> Option<(Job, Arc<dyn BlockingImage>)> {
         let mut state = self.lock();
         let mut is_late = false;
         loop {
-            if let Some(job) = state.waiting.pop_front() {
-                return Some(job);
+            if let (Some(image), false) = (&state.image, state.waiting.is_empty()) {
+                let image = Arc::clone(image);
+                return state.waiting.pop_front().map(|job| (job, image));
             }
-            if state.is_closed || is_late {
+            if state.image.is_none() || is_late {
+                // Without an image they have failed.
+                state.waiting.clear();
                 state.threads -= 1;
                 return None;
             }

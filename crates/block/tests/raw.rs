@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{buffer, run, run_all};
-use ringway_block::image::{Cache, Facts, Image, ImageError, ImageSpec, OpenOptions, Pool, Way};
+use ringway_block::image::{Cache, Facts, Image, ImageError, ImageSpec, OpenOptions, Pool, SpecError, Way};
 use ringway_block::job::{Executor, Operation, Range};
 use tempfile::TempDir;
 
@@ -214,6 +214,9 @@ fn what_is_no_image_is_refused() {
     for bad in ["null:1", "mem:1GG", "mem:-1", "mem:99999999T", "null:18446744073709551616"] {
         assert!(bad.parse::<ImageSpec>().is_err(), "{bad}");
     }
+    let nbd = "nbd+unix:///disk?socket=/run/nbd";
+    assert_eq!(nbd.parse::<ImageSpec>().unwrap().to_string(), nbd);
+    assert!(matches!("nbd://".parse::<ImageSpec>(), Err(SpecError::Nbd(_))));
     assert_eq!("mem:1G".parse(), Ok(ImageSpec::Memory(1 << 30)));
     assert_eq!("null:1536".parse(), Ok(ImageSpec::Null(1536)));
     assert_eq!("./mem:1G".parse(), Ok(ImageSpec::File("./mem:1G".into())));

@@ -11,17 +11,17 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use ringway_memory::MapError;
 use ringway_vhost::handover::{FdIndex, FilesIn, FilesOut, HandoverError};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
-use thiserror::Error;
 
 use crate::job::{BlockingImage, Executor};
+use crate::nbd;
 
+mod error;
 mod lock;
 mod memory;
 mod pool;
@@ -30,6 +30,7 @@ mod raw;
 mod spec;
 mod sys;
 
+pub use error::ImageError;
 pub use memory::MemoryDisk;
 pub use pool::Pool;
 pub use qcow2::{Qcow2, Qcow2Error};
@@ -83,6 +84,8 @@ pub struct OpenOptions {
     pub logical_block_size: Option<u32>,
     /// Others may write to the image at the same time: guests that know what they do, or one that migrates.
     pub share: bool,
+    /// What to do when an NBD server does not answer.
+    pub nbd: nbd::Options,
 }
 
 /// What there is to know of an image.
@@ -155,6 +158,29 @@ impl Facts {
             ..Self::new(size, block_size)
         }
     }
+
+    /// Of what a server has, as the options say.
+    fn of_export(export: &nbd::Export, spec: &ImageSpec, options: &OpenOptions) -> Result<Self, ImageError> {
+        let needed = export.min_block.max(512);
+        let block_size = options.logical_block_size.unwrap_or(needed);
+        if block_size < needed {
+            let (image, why) = (spec.to_string(), "the server");
+            return Err(ImageError::BlockSize { image, why, given: block_size, needed });
+        }
+        let can_write = !options.read_only && !export.is_read_only();
+        let can_write_zeroes = can_write && export.can_write_zeroes();
+        Ok(Self {
+            physical_block_size: export.preferred_block.clamp(block_size, MAX_BLOCK_SIZE),
+            min_io: export.preferred_block,
+            read_only: !can_write,
+            can_discard: can_write && export.can_discard(),
+            discard_alignment: export.preferred_block.max(block_size).into(),
+            can_write_zeroes,
+            zeroes_may_unmap: can_write_zeroes,
+            can_flush: export.can_flush(),
+            ..Self::new(export.size - export.size % u64::from(block_size), block_size)
+        })
+    }
 }
 
 /// How queues reach an image.
@@ -177,93 +203,6 @@ pub enum Way {
     Elsewhere(Arc<dyn Executor>),
 }
 
-/// Why there is no image.
-#[derive(Debug, Error)]
-pub enum ImageError {
-    /// The kernel's error.
-    #[error("cannot {what} {path}: {source}")]
-    Io {
-        /// Which image.
-        path: PathBuf,
-        /// What was attempted.
-        what: &'static str,
-        /// Why not.
-        source: io::Error,
-    },
-    /// Something else than a file of bytes.
-    #[error("{0} is neither a regular file nor a block device")]
-    NotAnImage(PathBuf),
-    /// Another program uses it.
-    #[error("{path} is in use by {}", by_whom(*by))]
-    InUse {
-        /// Which image.
-        path: PathBuf,
-        /// Who has it, if that is known.
-        by: Option<i32>,
-    },
-    /// The page cache cannot be passed by.
-    #[error("the file system of {0} has no direct I/O; --cache=writeback does without")]
-    NoDirect(PathBuf),
-    /// The storage has no blocks that small.
-    #[error(
-        "{path} cannot have logical blocks of {given} bytes: direct I/O on it needs {needed}, or --cache=writeback"
-    )]
-    BlockSize {
-        /// Which image.
-        path: PathBuf,
-        /// What was asked for.
-        given: u32,
-        /// The least there can be.
-        needed: u32,
-    },
-    /// A size that no disk's block has.
-    #[error("a logical block has 512 to 65536 bytes, a power of two, and not {0}")]
-    BadBlockSize(u32),
-    /// It would lose bytes, which nobody asked for.
-    #[error("the disk has {from} bytes, and would lose some with {to}")]
-    WouldShrink {
-        /// The size it has.
-        from: u64,
-        /// The size it was to get.
-        to: u64,
-    },
-    /// Its size is what it is.
-    #[error("{0} cannot be resized here")]
-    NotResizable(ImageSpec),
-    /// No memory for a disk.
-    #[error("cannot keep a disk in memory: {0}")]
-    Memory(#[from] MapError),
-    /// An image that cannot be used.
-    #[error("cannot open {path}: {problem}")]
-    Qcow2 {
-        /// Which image.
-        path: PathBuf,
-        /// Why not.
-        problem: Qcow2Error,
-    },
-    /// What another process handed over.
-    #[error(transparent)]
-    Handover(#[from] HandoverError),
-    /// Another process has another image, or has opened it in another way.
-    #[error("the image handed over is {theirs}, and the one to open is {ours}")]
-    Other {
-        /// What the other process has.
-        theirs: String,
-        /// What was asked for here.
-        ours: String,
-    },
-}
-
-impl ImageError {
-    fn io(path: &Path, what: &'static str, source: io::Error) -> Self {
-        Self::Io { path: path.to_owned(), what, source }
-    }
-}
-
-fn by_whom(pid: Option<i32>) -> String {
-    pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
-}
-
 /// An open image.
 pub struct Image {
     spec: ImageSpec,
@@ -277,6 +216,7 @@ enum Kind {
     Memory(Arc<MemoryDisk>),
     Raw(Arc<Raw>, Arc<Pool>),
     Qcow2(Arc<Qcow2>, Arc<Pool>),
+    Nbd(Arc<nbd::Client>, nbd::Export),
 }
 
 /// What an image is in another process.
@@ -302,6 +242,7 @@ impl Image {
             ImageSpec::Null(_) => Kind::Null,
             ImageSpec::Memory(size) => Kind::Memory(Arc::new(MemoryDisk::new(*size)?)),
             ImageSpec::File(path) => Kind::open(raw::open_locked(path, options)?, path, options)?,
+            ImageSpec::Nbd(uri) => Kind::nbd(uri, options)?,
         };
         let size = if let ImageSpec::Null(size) = spec { *size } else { 0 };
         Self::with_kind(spec, options, kind, size)
@@ -349,6 +290,7 @@ impl Image {
                 Way::File { file, flushes: !raw.is_buffered(), aside }
             }
             Kind::Qcow2(_, pool) => Way::Elsewhere(Arc::clone(pool) as _),
+            Kind::Nbd(client, _) => Way::Elsewhere(Arc::clone(client) as _),
         }
     }
 
@@ -362,6 +304,7 @@ impl Image {
             (Kind::Qcow2(qcow2, _), ImageSpec::File(path)) => {
                 qcow2.facts().map_err(|e| ImageError::io(path, "look at", e))?
             }
+            (Kind::Nbd(_, export), spec) => Facts::of_export(export, spec, &self.options)?,
             (Kind::Memory(disk), _) => Facts::plain(disk.size(), &self.options),
             _ => Facts::plain(self.facts.size, &self.options),
         };
@@ -378,18 +321,19 @@ impl Image {
             return Err(ImageError::WouldShrink { from, to: size });
         }
         if self.options.read_only {
-            return Err(ImageError::NotResizable(self.spec.clone()));
+            return Err(ImageError::NotResizable(self.spec.to_string()));
         }
         match (&self.kind, &self.spec) {
             (Kind::Raw(raw, _), ImageSpec::File(path)) => match raw.set_end(size) {
                 Err(e) if e.kind() == io::ErrorKind::Unsupported => {
-                    return Err(ImageError::NotResizable(self.spec.clone()));
+                    return Err(ImageError::NotResizable(self.spec.to_string()));
                 }
                 result => result.map_err(|e| ImageError::io(path, "resize", e))?,
             },
             (Kind::Qcow2(qcow2, _), ImageSpec::File(path)) => {
                 qcow2.resize(size).map_err(|e| ImageError::io(path, "resize", e))?;
             }
+            (Kind::Nbd(..), _) => return Err(ImageError::NotResizable(self.spec.to_string())),
             (Kind::Memory(disk), _) => disk.resize(size)?,
             _ => self.facts.size = size,
         }
@@ -421,7 +365,7 @@ impl Image {
     /// The state to hand over; the files, and with them locks and memory, are added to `files`.
     pub fn state<'f>(&'f self, files: &mut FilesOut<'f>) -> ImageState {
         let file = match &self.kind {
-            Kind::Null => None,
+            Kind::Null | Kind::Nbd(..) => None,
             Kind::Memory(disk) => Some(disk.as_fd()),
             Kind::Raw(raw, _) => Some(raw.file().as_fd()),
             Kind::Qcow2(qcow2, _) => Some(qcow2.file()),
@@ -457,6 +401,8 @@ impl Image {
         let file = state.file.map(|index| files.take(index)).transpose()?;
         let kind = match (spec, file) {
             (ImageSpec::Null(_), None) => Kind::Null,
+            // The server has two clients for a while, of which one has requests.
+            (ImageSpec::Nbd(uri), None) => Kind::nbd(uri, options)?,
             (ImageSpec::Memory(_), Some(file)) => Kind::Memory(Arc::new(MemoryDisk::adopt(file)?)),
             (ImageSpec::File(path), Some(file)) if is_open_as(&file, options) => {
                 // It is what it was, whatever it looks like by now.
@@ -521,5 +467,12 @@ impl Kind {
         let qcow2 = Arc::new(Qcow2::adopt(file, path, options, trust)?);
         let pool = Arc::new(Pool::new(qcow2.clone()));
         Ok(Self::Qcow2(qcow2, pool))
+    }
+
+    fn nbd(uri: &nbd::Uri, options: &OpenOptions) -> Result<Self, ImageError> {
+        let connected = nbd::Client::connect(uri, &options.nbd);
+        let (client, export) =
+            connected.map_err(|problem| ImageError::Nbd { uri: uri.to_string(), problem: problem.into() })?;
+        Ok(Self::Nbd(client, export))
     }
 }

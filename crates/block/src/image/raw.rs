@@ -134,7 +134,8 @@ impl Raw {
         let fail = |e| ImageError::io(path, "look at", e);
         let wanted = options.logical_block_size;
         if let Some(given) = wanted.filter(|&given| given < self.block_size) {
-            return Err(ImageError::BlockSize { path: path.to_owned(), given, needed: self.block_size });
+            let (image, why) = (path.display().to_string(), "direct I/O (--cache=writeback does without)");
+            return Err(ImageError::BlockSize { image, why, given, needed: self.block_size });
         }
         let end = self.end().map_err(fail)?;
         let mut facts =

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   mem:SIZE      a disk in memory           null:SIZE     a disk of nothing
+//!   nbd://…       an export of an NBD server: nbds://, nbd+unix:// and nbds+unix:// as well
 //!   PATH          a file or a block device; `./mem:1G` is a file
 //! ```
 
@@ -10,6 +11,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use thiserror::Error;
+
+use crate::nbd::{Uri, UriError};
 
 /// Which image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +23,8 @@ pub enum ImageSpec {
     Memory(u64),
     /// So many bytes that nobody keeps: reads leave the buffer as it is.
     Null(u64),
+    /// What an NBD server has.
+    Nbd(Uri),
 }
 
 /// Why a text names no image.
@@ -34,6 +39,9 @@ pub enum SpecError {
     /// Nothing that can be reached like this.
     #[error("there are no images at {0}://")]
     Scheme(String),
+    /// What a server has is named in another way.
+    #[error(transparent)]
+    Nbd(#[from] UriError),
 }
 
 impl FromStr for ImageSpec {
@@ -52,7 +60,12 @@ impl FromStr for ImageSpec {
         if let Some((scheme, _)) = text.split_once("://")
             && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'+')
         {
-            return Err(SpecError::Scheme(scheme.to_owned()));
+            let is_nbd = scheme.to_ascii_lowercase().starts_with("nbd");
+            return if is_nbd {
+                Ok(Self::Nbd(text.parse()?))
+            } else {
+                Err(SpecError::Scheme(scheme.to_owned()))
+            };
         }
         Ok(Self::File(text.into()))
     }
@@ -64,6 +77,7 @@ impl fmt::Display for ImageSpec {
             Self::File(path) => path.display().fmt(f),
             Self::Memory(size) => write!(f, "mem:{size}"),
             Self::Null(size) => write!(f, "null:{size}"),
+            Self::Nbd(uri) => uri.fmt(f),
         }
     }
 }

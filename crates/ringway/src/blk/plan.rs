@@ -74,7 +74,7 @@ impl DiskPlan {
     /// How its image is opened.
     pub(super) fn open_options(&self) -> OpenOptions {
         let DiskOptions { read_only, format, cache, logical_block_size, share_rw: share, .. } = self.options;
-        OpenOptions { read_only, format, cache, logical_block_size, share }
+        OpenOptions { read_only, format, cache, logical_block_size, share, ..OpenOptions::default() }
     }
 
     /// Its device, on this image.

@@ -177,7 +177,6 @@ impl Worker {
             if inbox.abandon {
                 self.abandon();
             }
-            self.begin_jobs();
             let may_send = self.transfer().unwrap_or_else(|reason| {
                 self.lost(&reason);
                 false
@@ -209,11 +208,10 @@ impl Worker {
         }
     }
 
-    /// Sends what there is to send, receives what is there. Returns whether more can be sent.
+    /// Receives what is there, and sends what there is to send then. Returns whether more can be sent.
     fn transfer(&mut self) -> Result<bool, NbdError> {
         let Link::Up { stream, flight } = &mut self.link else { return Ok(false) };
         stream.flush()?;
-        let may_send = send_some(stream, flight)?;
         if self.may_receive {
             let answers;
             (self.may_receive, answers) = receive_some(stream, flight)?;
@@ -222,7 +220,9 @@ impl Worker {
                 self.trouble = None;
             }
         }
-        Ok(may_send)
+        self.begin_jobs();
+        let Link::Up { stream, flight } = &mut self.link else { return Ok(false) };
+        send_some(stream, flight)
     }
 
     /// The connection is of no more use.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use common::{SOON, buffer, run_all, wait_for};
 use ringway_block::job::{Executor, Job, Mailbox, Operation, Range};
 use ringway_block::nbd::{Client, Export, NbdError, Options, ProtocolError};
+use ringway_memory::{Access, BusAddr, FrontendVa, Gpa, Kept, Mapping, MemoryTable, ScatterList};
 use tempfile::TempDir;
 
 const SIZE: u64 = 1 << 20;
@@ -737,6 +738,50 @@ fn a_write_abandoned_half_sent_ends_the_connection() {
     assert!((28..1 << 20).contains(&rest.len()), "{} bytes", rest.len());
     server.accept_again().serve(READ, 4096);
     other.expect_read(2);
+}
+
+/// A guest's buffer that it has taken away since.
+fn lost_buffer(len: u64) -> Kept {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(len).unwrap();
+    let region = Mapping::region(file.try_clone().unwrap().into(), 0, len, Gpa(0), FrontendVa(0)).unwrap();
+    let mut list = ScatterList::with_capacity(1);
+    list.bind(&Arc::new(MemoryTable::new(vec![region]).unwrap()));
+    list.push(BusAddr(0), len as u32, Access::WRITE).unwrap();
+    let mut kept = Kept::default();
+    list.keep(0..1, 0, len as usize, &mut kept);
+    file.set_len(0).unwrap();
+    kept
+}
+
+#[test]
+fn memory_that_is_taken_away_costs_its_own_jobs() {
+    let server = Server::new();
+    let (client, mut peer) = server.connect(Options::default());
+    let (queue, robbed) = (Queue::new(&client), Queue::new(&client));
+    let job = |token, operation| Job::new(token, operation, lost_buffer(8192), &robbed.mailbox);
+    let good = |token, offset| {
+        let operation = Operation::Write { offset, stable: false };
+        Job::new(token, operation, buffer(&[b'w'; 512], &[]), &queue.mailbox)
+    };
+    let all = [
+        good(1, 0),
+        job(2, Operation::Write { offset: 8192, stable: false }),
+        job(3, Operation::Read { offset: 16384 }),
+        good(4, 512),
+    ];
+    client.submit(&mut all.into());
+    peer.serve(WRITE, 0);
+    queue.expect_ok(1);
+    peer.serve(READ, 16384);
+    peer.serve(WRITE, 512);
+    queue.expect_ok(4);
+    // What is in these buffers cannot be looked at.
+    let mut done = robbed.mailbox.take();
+    done.sort_by_key(|done| done.token);
+    let errors: Vec<_> =
+        done.iter().map(|done| (done.token, done.result.as_ref().unwrap_err().raw_os_error())).collect();
+    assert_eq!(errors, [(2, Some(libc::EFAULT)), (3, Some(libc::EFAULT))]);
 }
 
 #[test]

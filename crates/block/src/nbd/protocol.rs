@@ -473,3 +473,7 @@ impl Reply {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "protocol_tests.rs"]
+mod tests;

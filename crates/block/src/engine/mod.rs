@@ -155,6 +155,8 @@ impl Engine {
 
     /// What has been done by now.
     pub(crate) fn reap(&mut self, finished: &mut Vec<Finished>) {
+        self.reap_ring(finished);
+        // Behind the ring, which says once that there is mail: what comes after this look wakes again.
         if self.away > 0 {
             let done = self.mailbox.take();
             self.away -= done.len();
@@ -164,6 +166,9 @@ impl Engine {
                 result: done.result,
             }));
         }
+    }
+
+    fn reap_ring(&mut self, finished: &mut Vec<Finished>) {
         let Means::File { ring, begun, .. } = &mut self.means else { return };
         let mut others = Vec::new();
         ring.look();
@@ -186,9 +191,14 @@ impl Engine {
                 Err(error) => finished.push(Finished { token, data, result: Err(error) }),
             }
         }
+        if others.is_empty() {
+            return;
+        }
         for (token, operation, data) in others {
             self.send(token, operation, data);
         }
+        // The caller has no reason to.
+        self.submit();
     }
 
     /// How many requests have begun and are not done; parts count.

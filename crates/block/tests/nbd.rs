@@ -740,6 +740,52 @@ fn a_write_abandoned_half_sent_ends_the_connection() {
     other.expect_read(2);
 }
 
+#[test]
+fn a_disk_that_has_grown_is_used_whole() {
+    let server = Server::new();
+    let (client, mut peer) = server.connect(Options::default());
+    let queue = Queue::new(&client);
+    let refresh = |size, flags| {
+        std::thread::scope(|scope| {
+            let next = scope.spawn(|| server.accept().greet(size, flags));
+            (client.refresh(), next.join().unwrap())
+        })
+    };
+    // As large as it was: all stays as it is.
+    let (export, unused) = refresh(SIZE, FLUSHES);
+    assert_eq!(export.unwrap().size, SIZE);
+    unused.expect_end();
+    // Another disk.
+    let (error, unused) = refresh(2 * SIZE, 1);
+    assert!(matches!(error, Err(NbdError::Changed(_))));
+    unused.expect_end();
+
+    queue.write(1, 0);
+    peer.serve(WRITE, 0);
+    queue.expect_ok(1);
+    queue.write(2, 512);
+    let under_way = peer.expect(WRITE, 512);
+    let (export, mut next) = refresh(2 * SIZE, FLUSHES);
+    assert_eq!(export.unwrap().size, 2 * SIZE);
+    queue.read(3, SIZE);
+    // What is under way ends where it was begun, and is flushed there.
+    next.expect_silence();
+    peer.reply(under_way.cookie, 0, b"");
+    queue.expect_ok(2);
+    peer.serve(FLUSH, 0);
+    assert_eq!(peer.request().command, 2);
+    peer.expect_end();
+    next.serve(READ, SIZE);
+    queue.expect_read(3);
+    // And from now on that is its size.
+    queue.read(4, 0);
+    next.expect(READ, 0);
+    drop(next);
+    server.accept_again().expect_end();
+    server.accept().greet(2 * SIZE, FLUSHES).serve(READ, 0);
+    queue.expect_read(4);
+}
+
 /// A guest's buffer that it has taken away since.
 fn lost_buffer(len: u64) -> Kept {
     let file = tempfile::tempfile().unwrap();

@@ -33,7 +33,8 @@ const LAST_RETRY: Duration = Duration::from_secs(5);
 /// So many sends and receives before it is looked at what else there is.
 const ROUNDS: usize = 64;
 
-type Attempt = Result<(Stream, Export), NbdError>;
+/// A connection that nothing was asked of yet.
+type Fresh = (Stream, Export);
 
 /// A client of one export: an [`Executor`] that gives up its connection when it is dropped.
 pub struct Client {
@@ -50,13 +51,13 @@ impl Client {
         let (stream, export) = establish(uri, options)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let wake = wake.map_err(|e| NbdError::Io(e.into()))?;
-        let shared = Arc::new(Shared { inbox: Mutex::default(), wake });
+        let (uri, options) = (uri.clone(), *options);
+        let shared =
+            Arc::new(Shared { uri, options, export: Mutex::new(export), inbox: Mutex::default(), wake });
         let worker = Worker {
             shared: Arc::clone(&shared),
-            uri: Arc::new(uri.clone()),
-            options: *options,
-            export,
             link: Link::Up { stream, flight: Flight::new(export) },
+            next: None,
             waiting: VecDeque::new(),
             trouble: None,
             in_doubt: false,
@@ -66,6 +67,25 @@ impl Client {
         let thread = thread::Builder::new().name("nbd".to_owned()).spawn(|| worker.run());
         let thread = Some(thread.map_err(NbdError::Thread)?);
         Ok((Arc::new(Self { shared, thread }), export))
+    }
+
+    /// Asks the server for the export's size, as it is now, by a new connection, which is gone on with if the size is
+    /// another one. Waits for the server.
+    ///
+    /// # Errors
+    /// Any [`NbdError`]; all is then as it was.
+    pub fn refresh(&self) -> Result<Export, NbdError> {
+        let (stream, now) = establish(&self.shared.uri, &self.shared.options)?;
+        let mut export = self.shared.export();
+        if let Some(change) = now.change_since(&export.with_size(now.size)) {
+            return Err(NbdError::Changed(change));
+        }
+        if now.size != export.size {
+            export.size = now.size;
+            self.shared.lock().next = Some((stream, now));
+            self.shared.wake();
+        }
+        Ok(*export)
     }
 }
 
@@ -100,12 +120,19 @@ impl Drop for Client {
 #[derive(Default)]
 struct Inbox {
     jobs: Vec<Job>,
-    attempt: Option<Attempt>,
+    /// How an attempt to connect anew has ended.
+    attempt: Option<Result<Fresh, NbdError>>,
+    /// A connection to go on with.
+    next: Option<Fresh>,
     abandon: bool,
     stop: bool,
 }
 
 struct Shared {
+    uri: Uri,
+    options: Options,
+    /// What it was at first, with the size that was asked for last: what it has to be.
+    export: Mutex<Export>,
     inbox: Mutex<Inbox>,
     wake: OwnedFd,
 }
@@ -113,6 +140,10 @@ struct Shared {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Inbox> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn export(&self) -> MutexGuard<'_, Export> {
+        self.export.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wake(&self) {
@@ -147,11 +178,9 @@ struct Trouble {
 
 struct Worker {
     shared: Arc<Shared>,
-    uri: Arc<Uri>,
-    options: Options,
-    /// What it was at first, and has to be.
-    export: Export,
     link: Link,
+    /// A connection to go on with as soon as the one before has no request left.
+    next: Option<Fresh>,
     waiting: VecDeque<Job>,
     trouble: Option<Trouble>,
     /// The next flush is to fail.
@@ -174,10 +203,11 @@ impl Worker {
             if let Some(attempt) = inbox.attempt {
                 self.attempted(attempt);
             }
+            self.next = inbox.next.or(self.next);
             if inbox.abandon {
                 self.abandon();
             }
-            let may_send = self.transfer().unwrap_or_else(|reason| {
+            let may_send = self.receive().and_then(|()| self.go_on()).unwrap_or_else(|reason| {
                 self.lost(&reason);
                 false
             });
@@ -189,17 +219,15 @@ impl Worker {
     /// Asks the server for what waits.
     fn begin_jobs(&mut self) {
         let Link::Up { flight, .. } = &mut self.link else { return };
-        if flight.is_idle() {
-            self.heard = Instant::now();
-        }
         while flight.is_clear()
+            && self.next.is_none()
             && let Some(job) = self.waiting.pop_front()
         {
             if self.in_doubt && job.operation() == Operation::Flush {
                 self.in_doubt = false;
                 warn!(
                     "{}: a flush fails: writes before it were answered by a server that was lost since",
-                    self.uri
+                    self.shared.uri
                 );
                 job.done(Err(io::Error::from_raw_os_error(libc::EIO)));
             } else {
@@ -208,11 +236,11 @@ impl Worker {
         }
     }
 
-    /// Receives what is there, and sends what there is to send then. Returns whether more can be sent.
-    fn transfer(&mut self) -> Result<bool, NbdError> {
-        let Link::Up { stream, flight } = &mut self.link else { return Ok(false) };
+    /// Receives what is there.
+    fn receive(&mut self) -> Result<(), NbdError> {
+        let Link::Up { stream, flight } = &mut self.link else { return Ok(()) };
         stream.flush()?;
-        if self.may_receive {
+        if mem::take(&mut self.may_receive) {
             let answers;
             (self.may_receive, answers) = receive_some(stream, flight)?;
             self.heard = Instant::now();
@@ -220,6 +248,17 @@ impl Worker {
                 self.trouble = None;
             }
         }
+        Ok(())
+    }
+
+    /// Sends what there is to send. Returns whether more can be sent.
+    fn go_on(&mut self) -> Result<bool, NbdError> {
+        if let Link::Up { flight, .. } = &self.link
+            && flight.is_idle()
+        {
+            self.heard = Instant::now();
+        }
+        self.change_over();
         self.begin_jobs();
         let Link::Up { stream, flight } = &mut self.link else { return Ok(false) };
         send_some(stream, flight)
@@ -229,12 +268,12 @@ impl Worker {
     fn lost(&mut self, reason: &NbdError) {
         let Link::Up { flight, .. } = mem::replace(&mut self.link, Link::Connecting) else { return };
         self.may_receive = false;
-        self.in_doubt |= self.options.fail_flush_after_loss && flight.has_unflushed();
+        self.in_doubt |= self.shared.options.fail_flush_after_loss && flight.has_unflushed();
         for job in flight.into_jobs().rev() {
             self.waiting.push_front(job);
         }
         let waits = self.waiting.len();
-        warn!("{}: connection lost, {waits} requests wait: {reason}", self.uri);
+        warn!("{}: connection lost, {waits} requests wait: {reason}", self.shared.uri);
         self.abandon();
         self.retry_later();
     }
@@ -253,29 +292,51 @@ impl Worker {
     }
 
     /// An attempt to connect anew has ended.
-    fn attempted(&mut self, attempt: Attempt) {
-        let attempt = attempt.and_then(|(stream, now)| {
-            let before = self.export;
-            let changed = || NbdError::Changed { before: before.into(), now: now.into() };
-            if now.can_replace(&before) { Ok((stream, now)) } else { Err(changed()) }
+    fn attempted(&mut self, attempt: Result<Fresh, NbdError>) {
+        if !matches!(self.link, Link::Connecting) {
+            return;
+        }
+        let attempt = attempt.and_then(|(stream, now)| match now.change_since(&self.shared.export()) {
+            Some(change) => Err(NbdError::Changed(change)),
+            None => Ok((stream, now)),
         });
         match attempt {
-            Ok((stream, export)) => {
-                info!("{}: connected again, {} requests go on", self.uri, self.waiting.len());
-                self.link = Link::Up { stream, flight: Flight::new(export) };
-                // With nothing to ask for, that it answers is not known before there is.
-                if self.waiting.is_empty() {
-                    self.trouble = None;
-                }
-            }
+            Ok(fresh) => self.connected(fresh),
             Err(reason) => {
                 let reason = reason.to_string();
                 if let Some(trouble) = self.trouble.as_mut().filter(|trouble| trouble.reason != reason) {
-                    warn!("{}: {reason}", self.uri);
+                    warn!("{}: {reason}", self.shared.uri);
                     trouble.reason = reason;
                 }
                 self.retry_later();
             }
+        }
+    }
+
+    fn connected(&mut self, (stream, export): Fresh) {
+        info!("{}: connected again, {} requests go on", self.shared.uri, self.waiting.len());
+        self.link = Link::Up { stream, flight: Flight::new(export) };
+        // With nothing to ask for, that it answers is not known before there is.
+        if self.waiting.is_empty() {
+            self.trouble = None;
+        }
+    }
+
+    /// Goes on with the next connection if there is one and the one before is done with.
+    fn change_over(&mut self) {
+        if self.next.is_none() {
+            return;
+        }
+        if let Link::Up { flight, .. } = &mut self.link {
+            if !flight.settle() {
+                return;
+            }
+            self.in_doubt |= flight.is_in_doubt();
+            self.disconnect();
+            self.may_receive = false;
+        }
+        if let Some(fresh) = self.next.take() {
+            self.connected(fresh);
         }
     }
 
@@ -293,19 +354,22 @@ impl Worker {
     fn look_at_clock(&mut self) {
         let now = Instant::now();
         if let Link::Up { flight, .. } = &self.link {
-            if let Some(limit) = self.options.silence
+            if let Some(limit) = self.shared.options.silence
                 && !flight.is_idle()
                 && now.duration_since(self.heard) >= limit
             {
                 self.lost(&NbdError::Silent(limit));
             }
         } else if let Some(trouble) = &mut self.trouble
-            && now.duration_since(trouble.since) >= self.options.reconnect
+            && now.duration_since(trouble.since) >= self.shared.options.reconnect
             && !self.waiting.is_empty()
         {
             if !mem::replace(&mut trouble.gave_up, true) {
-                let limit = self.options.reconnect;
-                error!("{}: the server was away for {limit:?}: requests fail until it is back", self.uri);
+                let limit = self.shared.options.reconnect;
+                error!(
+                    "{}: the server was away for {limit:?}: requests fail until it is back",
+                    self.shared.uri
+                );
             }
             for job in self.waiting.drain(..) {
                 job.done(Err(io::Error::from_raw_os_error(libc::ETIMEDOUT)));
@@ -320,13 +384,13 @@ impl Worker {
 
     fn attempt(&mut self) {
         self.link = Link::Connecting;
-        let (shared, uri, options) = (Arc::clone(&self.shared), Arc::clone(&self.uri), self.options);
+        let shared = Arc::clone(&self.shared);
         let connect = move || {
-            let attempt = establish(&uri, &options);
+            let attempt = establish(&shared.uri, &shared.options);
             shared.lock().attempt = Some(attempt);
             shared.wake();
         };
-        debug!("{}: connecting", self.uri);
+        debug!("{}: connecting", self.shared.uri);
         if let Err(e) = thread::Builder::new().name("nbd-connect".to_owned()).spawn(connect) {
             self.attempted(Err(NbdError::Thread(e)));
         }
@@ -336,10 +400,10 @@ impl Worker {
     fn next_due(&self) -> Option<Instant> {
         let is_waiting = !self.waiting.is_empty();
         let trouble = self.trouble.as_ref().filter(|_| is_waiting);
-        let give_up = trouble.and_then(|trouble| trouble.since.checked_add(self.options.reconnect));
+        let give_up = trouble.and_then(|trouble| trouble.since.checked_add(self.shared.options.reconnect));
         match &self.link {
             Link::Up { flight, .. } if flight.is_idle() => None,
-            Link::Up { .. } => self.options.silence.and_then(|limit| self.heard.checked_add(limit)),
+            Link::Up { .. } => self.shared.options.silence.and_then(|limit| self.heard.checked_add(limit)),
             Link::Down { retry } => Some(give_up.map_or(*retry, |at| at.min(*retry))),
             Link::Connecting => give_up,
         }

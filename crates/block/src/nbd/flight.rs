@@ -58,6 +58,10 @@ pub(super) struct Flight {
     /// How many writes were answered that may still be lost, and how many of the first of them are flushed.
     written: u64,
     flushed: u64,
+    /// The flush before the connection's end, for which there is no job.
+    settling: Option<u64>,
+    /// It has failed.
+    is_in_doubt: bool,
     /// Only one request is sent at once: to find which one's memory is gone.
     is_narrow: bool,
 }
@@ -123,6 +127,8 @@ impl Flight {
             replies_len: 0,
             written: 0,
             flushed: 0,
+            settling: None,
+            is_in_doubt: false,
             is_narrow: false,
         }
     }
@@ -145,6 +151,29 @@ impl Flight {
     /// Whether writes were answered that were not flushed since.
     pub(super) fn has_unflushed(&self) -> bool {
         self.written > self.flushed
+    }
+
+    /// Whether writes that were answered may be lost, whatever flushes come.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.is_in_doubt
+    }
+
+    /// Makes ready for the connection's end, once it is idle: a flush by another connection is not for what was written by
+    /// this one, unless the server says so. Returns whether it is ready.
+    pub(super) fn settle(&mut self) -> bool {
+        if !self.is_idle() {
+            return false;
+        }
+        if !self.has_unflushed() || !self.export.can_flush() {
+            return true;
+        }
+        let cookie = self.next_cookie;
+        self.next_cookie += 1;
+        self.settling = Some(cookie);
+        let header = request(Command::Flush, 0, cookie, 0, 0);
+        self.outgoing.push_back(Outgoing { header, cookie, task: cookie, at: 0, payload: 0 });
+        self.requests.insert(cookie, Request { task: None, command: Command::Flush, at: 0, len: 0 });
+        false
     }
 
     /// The jobs that are not done, in the order that they came in.
@@ -344,6 +373,10 @@ impl Flight {
         self.reads -= usize::from(request.command == Command::Read);
         let Some((id, task)) = request.task.and_then(|id| Some((id, self.tasks.get_mut(&id)?))) else {
             self.stray_writes -= usize::from(writes(request.command));
+            if self.settling == Some(cookie) {
+                self.flushed = self.written;
+                self.is_in_doubt |= error.is_some();
+            }
             return;
         };
         task.unanswered -= 1;

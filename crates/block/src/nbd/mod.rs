@@ -11,7 +11,8 @@
 //!
 //! Jobs wait, for at most [`Options::reconnect`], and a connection is tried again and again. Then what had no answer is
 //! carried out anew, from its beginning. That is safe: which of several requests without an answer is done first is
-//! nobody's promise, and each of them done twice is as done once. As is refused: an export that has become another.
+//! nobody's promise, and each of them done twice is as done once. An export that has become another is not gone on with, nor one
+//! of another size, unless that was [asked for](Client::refresh).
 //!
 //! What was answered is not sent again, since the data are the guest's again. So it is the server that has to keep it:
 //!
@@ -114,13 +115,8 @@ pub enum NbdError {
         error: String,
     },
     /// Another export than before.
-    #[error("the export is another one now: {now:?}, and was {before:?}")]
-    Changed {
-        /// As it was when it was opened.
-        before: Box<Export>,
-        /// As it is.
-        now: Box<Export>,
-    },
+    #[error("the export is another one than before: {0}")]
+    Changed(String),
     /// No thread could be started.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),

@@ -9,7 +9,7 @@
 //! A handshake says how many bytes it wants to hear next, and is given exactly these: nothing that came in the clear can be
 //! taken for something that came by TLS. Not here: the old style, whose servers cannot refuse; structured replies.
 
-use std::io;
+use std::{fmt, io};
 
 use bitflags::bitflags;
 
@@ -137,13 +137,31 @@ impl Export {
         self.flags.contains(Flags::SEND_WRITE_ZEROES)
     }
 
-    /// Whether everything that `old` was said to be is still so.
-    pub(super) fn can_replace(&self, old: &Self) -> bool {
-        let abilities = !(Flags::HAS_FLAGS | Flags::READ_ONLY);
-        self.size == old.size
-            && self.min_block <= old.min_block
-            && (old.is_read_only() || !self.is_read_only())
-            && self.flags.contains(old.flags & abilities)
+    /// The same, but for its size.
+    pub(super) fn with_size(self, size: u64) -> Self {
+        Self { size, ..self }
+    }
+
+    /// What of `old` is not so any more; what it can do besides, nobody knows of.
+    pub(super) fn change_since(&self, old: &Self) -> Option<String> {
+        let lost = old.flags.difference(self.flags | Flags::HAS_FLAGS | Flags::READ_ONLY);
+        if self.size != old.size {
+            Some(format!("it has {} bytes, and had {}", self.size, old.size))
+        } else if self.min_block > old.min_block {
+            Some(format!("it has blocks of {} bytes, and had {}", self.min_block, old.min_block))
+        } else if self.is_read_only() && !old.is_read_only() {
+            Some("it is read-only now".to_owned())
+        } else if !lost.is_empty() {
+            Some(format!("it has no {lost} any more"))
+        } else {
+            None
+        }
+    }
+}
+
+impl fmt::Display for Flags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        bitflags::parser::to_writer(self, f)
     }
 }
 

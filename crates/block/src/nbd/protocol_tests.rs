@@ -92,13 +92,17 @@ fn only_what_is_no_less_can_replace_an_export() {
     let export =
         |size, flags: u16, min| Export::new(size, flags).unwrap().with_blocks((min, 4096, 1 << 20)).unwrap();
     let old = export(1 << 20, 0b0_0101, 512);
-    assert!(old.can_replace(&old));
-    assert!(export(1 << 20, 0b0_1101, 1).can_replace(&old), "more abilities, smaller blocks");
-    assert!(!export(1 << 21, 0b0_0101, 512).can_replace(&old), "another size");
-    assert!(!export(1 << 20, 0b0_0001, 512).can_replace(&old), "no flush");
-    assert!(!export(1 << 20, 0b0_0111, 512).can_replace(&old), "read-only");
-    assert!(!export(1 << 20, 0b0_0101, 4096).can_replace(&old), "larger blocks");
-    assert!(old.can_replace(&export(1 << 20, 0b0_0111, 512)), "it was read-only");
+    assert_eq!(old.change_since(&old), None);
+    assert_eq!(export(1 << 20, 0b0_1101, 1).change_since(&old), None, "more abilities, smaller blocks");
+    assert_eq!(old.change_since(&export(1 << 20, 0b0_0111, 512)), None, "it was read-only");
+    for (now, said) in [
+        (export(1 << 21, 0b0_0101, 512), "it has 2097152 bytes, and had 1048576"),
+        (export(1 << 20, 0b0_0001, 512), "it has no SEND_FLUSH any more"),
+        (export(1 << 20, 0b0_0111, 512), "it is read-only now"),
+        (export(1 << 20, 0b0_0101, 4096), "it has blocks of 4096 bytes, and had 512"),
+    ] {
+        assert_eq!(now.change_since(&old).as_deref(), Some(said));
+    }
 }
 
 #[test]

@@ -41,7 +41,7 @@ fn run(target: Target, data: &[u8]) {
 /// What is kept in `fuzz/corpus`: it goes deeper than chance, and has been where something was found.
 #[test]
 fn corpus() {
-    let targets: [(&str, Target); 7] = [
+    let targets: [(&str, Target); 8] = [
         ("session", hostile::session),
         ("split_device", hostile::split_device),
         ("packed_device", hostile::packed_device),
@@ -49,6 +49,7 @@ fn corpus() {
         ("packed_driver", hostile::packed_driver),
         ("pair", hostile::pair),
         ("segmenter", hostile::segmenter),
+        ("blk", hostile::blk),
     ];
     for (name, target) in targets {
         let folder = format!("{}/../../fuzz/corpus/{name}", env!("CARGO_MANIFEST_DIR"));
@@ -168,5 +169,10 @@ proptest! {
     #[test]
     fn segmenter(data in bytes(256)) {
         run(hostile::segmenter, &data);
+    }
+
+    #[test]
+    fn blk(data in bytes(256)) {
+        run(hostile::blk, &data);
     }
 }

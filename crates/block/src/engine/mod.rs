@@ -170,7 +170,7 @@ impl Engine {
 
     fn reap_ring(&mut self, finished: &mut Vec<Finished>) {
         let Means::File { ring, begun, .. } = &mut self.means else { return };
-        let mut others = Vec::new();
+        let (mut others, mut goes_on) = (Vec::new(), false);
         ring.look();
         while let Some(completion) = ring.next() {
             let Completion::Done { token, mut data, result } = completion else { continue };
@@ -186,19 +186,20 @@ impl Engine {
                     let operation = operation.behind(done as u64);
                     begun[token as usize] = operation;
                     ring.begin(token, operation, data);
+                    goes_on = true;
                 }
                 Err(error) if is_refusal(&error) => others.push((token, operation, data)),
                 Err(error) => finished.push(Finished { token, data, result: Err(error) }),
             }
         }
-        if others.is_empty() {
-            return;
-        }
+        goes_on |= !others.is_empty();
         for (token, operation, data) in others {
             self.send(token, operation, data);
         }
-        // The caller has no reason to.
-        self.submit();
+        if goes_on {
+            // The caller has no reason to.
+            self.submit();
+        }
     }
 
     /// How many requests have begun and are not done; parts count.

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use ringway_block::disk::DiskDevice;
 use ringway_block::image::{MemoryDisk, Way};
+use ringway_block::job::BlockingImage;
 use ringway_device::blk::{BlkDevice, Limits, Settings};
 use ringway_memory::{Access, BusAddr, FrontendVa, Gpa, Mapping, MemoryTable, ScatterList};
 use ringway_queue::{Areas, DeviceQueue, DriverConfig, DriverQueue, QueueConfig, ResumeState, Segment};
@@ -247,7 +248,7 @@ impl Peer {
         model.negotiation_mut().ack(features).expect("a part of the offer");
         let guest = Guest::new();
         let image = Arc::new(MemoryDisk::new(DISK as u64).expect("a disk"));
-        let way = Way::Memory(Arc::clone(&image));
+        let way = Way::Here(Arc::clone(&image) as _);
         let mut device = DiskDevice::new("d".into(), model, way, Duration::ZERO).expect("a disk");
         let start = ResumeState::start(features);
         let config = DriverConfig {

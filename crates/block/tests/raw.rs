@@ -4,7 +4,7 @@ mod common;
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -348,6 +348,19 @@ impl Drop for Loop {
     fn drop(&mut self) {
         let _ = Command::new("losetup").arg("-d").arg(&self.0).status();
     }
+}
+
+#[test]
+fn a_device_that_is_used_otherwise_is_refused() {
+    let directory = directory();
+    let file = file_of(directory.path(), MIB);
+    let device = Loop::new(&file, &[]);
+    // As a mounted file system has it.
+    let alone = File::options().read(true).write(true).custom_flags(libc::O_EXCL).open(&device.0).unwrap();
+    let error = open(&device.0, &OpenOptions::default()).err().unwrap();
+    assert!(matches!(error, ImageError::InUse { by: None, .. }), "{error}");
+    drop(alone);
+    open(&device.0, &OpenOptions::default()).unwrap();
 }
 
 #[test]

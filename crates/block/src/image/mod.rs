@@ -465,7 +465,7 @@ impl Kind {
         let is_said = options.format == Format::Qcow2;
         let trust = if is_said { qcow2::Trust::Names } else { qcow2::Trust::Nothing };
         let qcow2 = Arc::new(Qcow2::adopt(file, path, options, trust)?);
-        let pool = Arc::new(Pool::new(qcow2.clone()));
+        let pool = Arc::new(Pool::with_most_threads(qcow2.clone(), qcow2::MOST_THREADS));
         Ok(Self::Qcow2(qcow2, pool))
     }
 

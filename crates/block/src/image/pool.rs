@@ -4,7 +4,7 @@
 //!   submit ──► waiting ──► thread ──► BlockingImage ──► Job::done
 //! ```
 //!
-//! A thread is started when a job comes and none is idle, up to [`MAX_THREADS`], and ends when it has been idle for [`LINGER`]: a disk
+//! A thread is started when a job comes and none is idle, up to a limit, and ends when it has been idle for [`LINGER`]: a disk
 //! that nobody uses has none. How many jobs wait is bounded by the queues that they come from.
 //!
 //! Not here: any order. A flush covers what was done before it was submitted.
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use crate::job::{BlockingImage, Executor, Job};
 
-/// The most threads of a pool: as many requests as a device is commonly given at once.
+/// The most threads of a pool, if nothing is said: as many requests as a device is commonly given at once.
 const MAX_THREADS: usize = 64;
 /// How long an idle thread stays.
 const LINGER: Duration = Duration::from_secs(2);
@@ -38,13 +38,20 @@ struct State {
     image: Option<Arc<dyn BlockingImage>>,
     waiting: VecDeque<Job>,
     threads: usize,
+    most_threads: usize,
     idle: usize,
 }
 
 impl Pool {
     /// A pool without threads yet.
     pub fn new(image: Arc<dyn BlockingImage>) -> Self {
-        let state = State { image: Some(image), waiting: VecDeque::new(), threads: 0, idle: 0 };
+        Self::with_most_threads(image, MAX_THREADS)
+    }
+
+    /// A pool without threads yet, that will have so many at most.
+    pub fn with_most_threads(image: Arc<dyn BlockingImage>, most_threads: usize) -> Self {
+        let waiting = VecDeque::new();
+        let state = State { image: Some(image), waiting, threads: 0, most_threads, idle: 0 };
         Self(Arc::new(Shared { state: state.into(), wake: Condvar::new() }))
     }
 
@@ -62,7 +69,7 @@ impl Executor for Pool {
         for _ in 0..wanted.min(state.idle) {
             self.0.wake.notify_one();
         }
-        for _ in 0..wanted.saturating_sub(state.idle).min(MAX_THREADS - state.threads) {
+        for _ in 0..wanted.saturating_sub(state.idle).min(state.most_threads - state.threads) {
             let shared = Arc::clone(&self.0);
             let builder = thread::Builder::new().name("blk-pool".to_owned()).stack_size(STACK_LEN);
             match builder.spawn(move || shared.work()) {

@@ -31,7 +31,7 @@ use imago::{FormatAccess, StorageOpenOptions};
 use ringway_memory::GuestBuf;
 use thiserror::Error;
 
-use super::raw::{Bounce, open_locked};
+use super::raw::{Bounce, Flusher, open_locked};
 use super::{Cache, Facts, ImageError, OpenOptions, ZEROES};
 use crate::job::{BlockingImage, Range};
 
@@ -39,6 +39,8 @@ type Access = FormatAccess<Storage>;
 
 /// The first bytes of an image.
 const MAGIC: [u8; 4] = *b"QFI\xfb";
+/// Requests at once. With more they wait for each other, at the tables that say where clusters are.
+pub(super) const MOST_THREADS: usize = 8;
 /// The longest chain of images behind each other.
 const MAX_CHAIN: usize = 64;
 
@@ -114,6 +116,7 @@ pub struct Qcow2 {
     /// None while another process has it. Locked for as long as a request needs what it maps.
     access: RwLock<Option<Access>>,
     settled: Settled,
+    flusher: Flusher,
     /// The most bytes that the file had. If it has fewer, somebody has taken some away.
     end: AtomicU64,
 }
@@ -136,6 +139,7 @@ impl Qcow2 {
             trust,
             access: RwLock::default(),
             settled: Settled::default(),
+            flusher: Flusher::default(),
             end: AtomicU64::default(),
         };
         image.resume()?;
@@ -247,6 +251,10 @@ impl Qcow2 {
         })
     }
 
+    fn sync(&self) -> io::Result<()> {
+        self.flusher.flush(self.file.as_fd(), self.options.cache != Cache::Direct)
+    }
+
     /// Writes zeroes as data.
     fn write_out_zeroes(&self, range: Range) -> io::Result<()> {
         self.with(|access| {
@@ -286,12 +294,12 @@ impl BlockingImage for Qcow2 {
             }
             self.settle(access)
         })?;
-        if stable { self.file.sync_data() } else { Ok(()) }
+        if stable { self.sync() } else { Ok(()) }
     }
 
     fn flush(&self) -> io::Result<()> {
         self.with(|access| self.settle(access))?;
-        self.file.sync_data()
+        self.sync()
     }
 
     fn discard(&self, range: Range) -> io::Result<()> {

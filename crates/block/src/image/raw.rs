@@ -45,8 +45,28 @@ pub struct Raw {
     is_in_memory: bool,
     /// What the storage said it never can.
     cannot: Cannot,
-    /// A flush has failed: what the page cache lost is not written by another, which would claim that it was.
+    flusher: Flusher,
+}
+
+/// Puts a file on stable storage, and remembers if that failed.
+#[derive(Default)]
+pub(super) struct Flusher {
+    /// What the page cache could not write it has dropped: no later flush writes it, and none may claim to have.
     has_lost: AtomicBool,
+}
+
+impl Flusher {
+    /// All that was written to the file is on stable storage.
+    pub(super) fn flush(&self, file: BorrowedFd<'_>, is_buffered: bool) -> io::Result<()> {
+        if self.has_lost.load(Ordering::Relaxed) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        let result = rustix::io::retry_on_intr(|| rustix::fs::fdatasync(file));
+        if result.is_err() && is_buffered {
+            self.has_lost.store(true, Ordering::Relaxed);
+        }
+        Ok(result?)
+    }
 }
 
 #[derive(Default)]
@@ -85,7 +105,7 @@ impl Raw {
             is_buffered,
             is_in_memory,
             cannot: Cannot::default(),
-            has_lost: AtomicBool::new(false),
+            flusher: Flusher::default(),
         })
     }
 
@@ -297,14 +317,7 @@ impl BlockingImage for Raw {
     }
 
     fn flush(&self) -> io::Result<()> {
-        if self.has_lost.load(Ordering::Relaxed) {
-            return Err(io::Error::from_raw_os_error(libc::EIO));
-        }
-        let result = rustix::io::retry_on_intr(|| rustix::fs::fdatasync(&self.file));
-        if result.is_err() && self.is_buffered {
-            self.has_lost.store(true, Ordering::Relaxed);
-        }
-        Ok(result?)
+        self.flusher.flush(self.file.as_fd(), self.is_buffered)
     }
 
     fn discard(&self, range: Range) -> io::Result<()> {

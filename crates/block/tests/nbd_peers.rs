@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::{SOON, buffer, run, run_all, wait_for};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use ringway_block::image::{Image, OpenOptions, Way};
 use ringway_block::job::{Executor, Job, Mailbox, Operation, Range};
 use ringway_block::nbd::{Client, NbdError, Options, ProtocolError, Uri};
 use ringway_testkit::process::Process;
@@ -342,6 +343,22 @@ fn servers_of_old() {
     let (_server, uri) = nbdkit(dir.path(), &["--oldstyle", "memory", "size=4M"]);
     let error = refusal(&uri);
     assert!(matches!(error, NbdError::Protocol(ProtocolError::OldStyle)), "{error}");
+}
+
+#[test]
+fn an_image_grows_as_its_export_does() {
+    let dir = TempDir::new().unwrap();
+    let path = image(dir.path(), MIB);
+    let (_server, uri) = nbdkit(dir.path(), &["file", path.to_str().unwrap()]);
+    let mut image = Image::open(&uri.parse().unwrap(), &OpenOptions::default()).unwrap();
+    assert_eq!(image.facts().size, MIB as u64);
+    // nbdkit looks at the size when it is connected to.
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(3 << 20).unwrap();
+    assert_eq!(image.refresh().unwrap().size, 3 << 20);
+    let Way::Elsewhere(client) = image.way() else { panic!("an NBD client is elsewhere") };
+    let bytes = pattern(MIB, 4);
+    run(&*client, Operation::Write { offset: 2 << 20, stable: true }, &bytes).0.unwrap();
+    assert!(std::fs::read(&path).unwrap()[2 * MIB..] == bytes);
 }
 
 /// What nbdkit's log says of requests, in their order: `Write fua=1`, `Flush`, …

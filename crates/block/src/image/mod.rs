@@ -256,7 +256,7 @@ impl Image {
     ) -> Result<Self, ImageError> {
         let facts = Facts::plain(null_size, options);
         let mut image = Self { spec: spec.clone(), options: options.clone(), facts, kind };
-        image.refresh()?;
+        image.look()?;
         Ok(image)
     }
 
@@ -294,11 +294,20 @@ impl Image {
         }
     }
 
-    /// Looks at the image again: somebody may have made it longer.
+    /// Looks at the image again: somebody may have made it longer. Waits for the server if it has one.
     ///
     /// # Errors
-    /// The kernel's.
+    /// The kernel's, the server's.
     pub fn refresh(&mut self) -> Result<&Facts, ImageError> {
+        if let Kind::Nbd(client, export) = &mut self.kind {
+            let uri = self.spec.to_string();
+            *export = client.refresh().map_err(|problem| ImageError::Nbd { uri, problem: problem.into() })?;
+        }
+        self.look()
+    }
+
+    /// What there is to know of it now.
+    fn look(&mut self) -> Result<&Facts, ImageError> {
         self.facts = match (&self.kind, &self.spec) {
             (Kind::Raw(raw, _), ImageSpec::File(path)) => raw.facts(path, &self.options)?,
             (Kind::Qcow2(qcow2, _), ImageSpec::File(path)) => {

@@ -9,22 +9,23 @@
 //!
 //! # When the connection is lost
 //!
-//! Jobs wait, for at most [`Options::reconnect`], and a connection is tried again and again. Then what had no answer is
-//! carried out anew, from its beginning. That is safe: which of several requests without an answer is done first is
-//! nobody's promise, and each of them done twice is as done once. An export that has become another is not gone on with, nor one
-//! of another size, unless that was [asked for](Client::refresh).
+//! Jobs wait, for at most [`Options::reconnect`], and a connection is tried for again and again. Then what had no answer is
+//! carried out anew, from its beginning: which of several requests without an answer is done first is nobody's promise, and
+//! one that is done twice is as done once. An export that has become another is not gone on with, nor one of another size
+//! unless it was [asked for](Client::refresh).
 //!
-//! What was answered is not sent again, since the data are the guest's again. So it is the server that has to keep it:
+//! What was answered cannot be sent again: its data are the guest's again. It is safe with servers that
 //!
-//! - A server that ends, is killed or loses the network, on a machine that goes on, keeps what it has handed to its kernel.
-//! - A server whose machine crashes loses what was not flushed; the guest's next flush, on the new connection, does not
-//!   know of it and succeeds. Who cannot rule that out makes every write stable (the disk's `writethrough`), or has flushes
-//!   fail then: [`Options::fail_flush_after_loss`].
-//! - A server that still works on requests of a connection that is gone may do these later than what came by the new
-//!   one. Servers that answer in order of a connection's end do not; nothing in the protocol could tell.
+//! - keep what they have answered when they end or are killed, as those do that write to a file: the kernel has it. If their
+//!   machine crashes, what was not flushed is gone; the guest's next flush goes to the new connection, knows of no loss and
+//!   succeeds. Who cannot rule that out makes every write stable (the disk's `writethrough`), or has flushes fail then
+//!   ([`Options::fail_flush_after_loss`]).
+//! - do nothing more for a connection that is gone by the time that they take the next one. A server that was cut off by the
+//!   network and still has a write to do may do it after a later one to the same place; nothing in the protocol tells. A
+//!   server that was restarted has none.
 //!
-//! A stable write is done when its answer says so, on one connection: one that is lost between a write and the flush after
-//! it sends both again.
+//! A stable write is done when one connection says so: if it is lost between the write and the flush that makes it stable,
+//! both are sent again.
 
 mod client;
 mod flight;
@@ -50,13 +51,13 @@ pub struct Options {
     /// Two minutes unless told: as long as Linux waits for an iSCSI target, and enough for a server to be booted. A guest
     /// that waits is well again when the disk is; one whose journal got an error needs hands.
     pub reconnect: Duration,
-    /// How long a connection may take to be ready for requests.
+    /// How long a connection may take to be ready for requests, once the server's name is looked up.
     pub handshake: Duration,
     /// A server that has had requests and said nothing for so long is taken for lost. Never unless told: a slow disk is
     /// not a lost one, and dead hosts are noticed by TCP.
     pub silence: Option<Duration>,
     /// Whether a flush fails, once, if writes that had not been flushed were answered on a connection that is lost since:
-    /// for servers that forget these when they end.
+    /// for servers that forget these when they or their machines end.
     pub fail_flush_after_loss: bool,
 }
 

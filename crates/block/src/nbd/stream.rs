@@ -65,10 +65,14 @@ impl AsFd for Stream {
 
 /// Connects, and comes to terms with the server.
 pub(super) fn establish(uri: &Uri, options: &Options) -> Result<(Stream, Export), NbdError> {
+    let addresses = match &uri.server {
+        Server::Tcp { host, port } => resolve(host, *port)?,
+        _ => Vec::new(),
+    };
     let whole = options.handshake.min(LONGEST_HANDSHAKE);
     let limit = Limit { at: Instant::now() + whole, whole };
     let socket = match &uri.server {
-        Server::Tcp { host, port } => tcp(host, *port, &limit)?,
+        Server::Tcp { .. } => tcp(&addresses, &limit)?,
         Server::Unix(path) => unix(&SocketAddrUnix::new(path).map_err(|e| NbdError::Connect(e.into()))?)?,
         Server::Abstract(name) => {
             unix(&SocketAddrUnix::new_abstract_name(name).map_err(|e| NbdError::Connect(e.into()))?)?
@@ -177,10 +181,14 @@ pub(super) fn is_retry(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
-/// Connects to the first of the host's addresses that answers; none of them gets all the time.
-fn tcp(host: &str, port: u16, limit: &Limit) -> Result<OwnedFd, NbdError> {
-    let resolve = |error| NbdError::Resolve { host: host.to_owned(), error };
-    let addresses: Vec<SocketAddr> = (host, port).to_socket_addrs().map_err(resolve)?.collect();
+/// The addresses of a host. The resolver has a time limit of its own.
+fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, NbdError> {
+    let addresses = (host, port).to_socket_addrs();
+    Ok(addresses.map_err(|error| NbdError::Resolve { host: host.to_owned(), error })?.collect())
+}
+
+/// Connects to the first of these addresses that answers; none of them but the last gets all the time.
+fn tcp(addresses: &[SocketAddr], limit: &Limit) -> Result<OwnedFd, NbdError> {
     let mut last = NbdError::Connect(io::ErrorKind::AddrNotAvailable.into());
     for (i, address) in addresses.iter().enumerate() {
         let share = limit.left()? / (addresses.len() - i) as u32;

@@ -563,7 +563,7 @@ fn jobs_wait_for_the_same_export() {
 
 #[test]
 fn patience_has_an_end() {
-    for patience in [0, 500] {
+    for patience in [0, 2000] {
         let server = Server::new();
         let patience = Duration::from_millis(patience);
         let (client, mut peer) = server.connect(Options { reconnect: patience, ..Options::default() });
@@ -579,7 +579,7 @@ fn patience_has_an_end() {
         let start = Instant::now();
         queue.write(2, 0);
         queue.expect_error(2);
-        assert!(start.elapsed() < Duration::from_millis(400), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_millis(1500), "{:?}", start.elapsed());
     }
 }
 

@@ -80,6 +80,27 @@ impl Server {
         Self::start(command, tempfile::tempdir().context("make a directory for sockets")?, &[])
     }
 
+    /// Starts `program blk` with one disk, on the socket [`Server::socket`]`("disk")`.
+    pub fn blk(program: &Path, image: &str, extra: &[&str]) -> Result<Self> {
+        let dir = tempfile::tempdir().context("make a directory for sockets")?;
+        let mut command = Command::new(program);
+        command.arg("blk").arg(format!("--socket-path={}", socket(dir.path(), "disk").display()));
+        command.arg(format!("--blk-file={image}")).args(extra);
+        Self::start(command, dir, &["disk"])
+    }
+
+    /// Starts `program blk` with a disk for each name and image, on the socket [`Server::socket`]`(name)`.
+    pub fn disks(program: &Path, disks: &[(&str, &str)], extra: &[&str]) -> Result<Self> {
+        let dir = tempfile::tempdir().context("make a directory for sockets")?;
+        let mut command = Command::new(program);
+        command.arg("blk").args(extra);
+        for (name, image) in disks {
+            command.arg(format!("--disk={name}={},{image}", socket(dir.path(), name).display()));
+        }
+        let names: Vec<_> = disks.iter().map(|(name, _)| *name).collect();
+        Self::start(command, dir, &names)
+    }
+
     fn start(mut command: Command, dir: tempfile::TempDir, names: &[&str]) -> Result<Self> {
         if std::env::var_os("RINGWAY_LOG").is_none() {
             command.env("RINGWAY_LOG", "info");
@@ -169,7 +190,7 @@ impl Server {
     pub fn counters(&self) -> Result<Counters> {
         let from = self.process.output().len();
         self.process.signal(Signal::USR1)?;
-        let end = self.process.wait_for_from(from, "\nall: delivered", Duration::from_secs(5))?;
+        let end = self.process.wait_for_from(from, "\nall: ", Duration::from_secs(5))?;
         // The rest of the last line.
         self.process.wait_for_from(end, "\n", Duration::from_secs(5))?;
         Counters::parse(&self.process.output()[from..])
@@ -179,7 +200,8 @@ impl Server {
     pub fn terminate(mut self) -> Result<(ExitStatus, Counters)> {
         let from = self.process.output().len();
         let status = self.process.terminate(Duration::from_secs(5))?;
-        self.process.wait_for_from(from, "syscalls per frame", Duration::from_secs(1))?;
+        let end = self.process.wait_for_from(from, "\nall: ", Duration::from_secs(1))?;
+        self.process.wait_for_from(end, "\n", Duration::from_secs(1))?;
         Ok((status, Counters::parse(&self.process.output()[from..])?))
     }
 
@@ -209,7 +231,9 @@ fn socket(dir: &Path, port: &str) -> PathBuf {
 }
 
 /// The counters that `ringway` printed, by port and name: `from`, `to` (frames), `from bytes`, `to bytes`,
-/// `copies`, `kicks`, `calls`, `syscalls`, `sessions`, `failed rings`, and every reason for a drop.
+/// `copies`, `kicks`, `calls`, `syscalls`, `sessions`, `failed rings`, and every reason for a drop. Of a disk: `read`,
+/// `written` (requests), `read bytes`, `written bytes`, `flushes`, `ranges`, `other`, those from `kicks` on, and every reason
+/// for an error.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counters {
     ports: BTreeMap<String, BTreeMap<String, u64>>,
@@ -234,13 +258,18 @@ impl Counters {
             {
                 let values = parse_port(rest).with_context(|| format!("counters line {line:?}"))?;
                 counters.ports.insert(name.to_owned(), values);
+            } else if let Some((name, rest)) =
+                line.strip_prefix("disk ").and_then(|l| l.split_once(": read "))
+            {
+                let values = parse_disk(rest).with_context(|| format!("counters line {line:?}"))?;
+                counters.ports.insert(name.to_owned(), values);
             }
         }
         ensure!(!counters.ports.is_empty(), "no counters in {text:?}");
         Ok(counters)
     }
 
-    /// A counter of a port.
+    /// A counter of a port, or of a disk.
     ///
     /// # Panics
     /// If there is no such port or counter: a test that asks so is wrong.
@@ -303,6 +332,28 @@ fn parse_port(rest: &str) -> Option<BTreeMap<String, u64>> {
     Some(values)
 }
 
+/// Reads `N requests N bytes, written N requests N bytes, name N, …, errors reason N …, busy S s, …`.
+fn parse_disk(rest: &str) -> Option<BTreeMap<String, u64>> {
+    let (counted, rest) = rest.split_once(", errors ")?;
+    let (errors, _) = rest.split_once(", busy ")?;
+    let mut values = BTreeMap::new();
+    for (i, part) in counted.split(", ").enumerate() {
+        let words: Vec<_> = part.trim_start_matches("written ").split(' ').collect();
+        if let [requests, "requests", bytes, "bytes"] = words[..] {
+            let way = if i == 0 { "read" } else { "written" };
+            values.insert(way.to_owned(), requests.parse().ok()?);
+            values.insert(format!("{way} bytes"), bytes.parse().ok()?);
+        } else {
+            let (name, value) = part.rsplit_once(' ')?;
+            values.insert(name.to_owned(), value.parse().ok()?);
+        }
+    }
+    for pair in errors.split(' ').collect::<Vec<_>>().chunks(2) {
+        values.insert(pair[0].to_owned(), pair.get(1)?.parse().ok()?);
+    }
+    Some(values)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -323,5 +374,16 @@ mod tests {
         assert_eq!(counters.busy, Some(Duration::from_millis(1750)));
         assert_eq!(counters.summary, "delivered 3 frames, more");
         assert!(Counters::parse("nothing").is_err());
+    }
+    #[test]
+    fn counters_of_disks_are_read() {
+        let text = "disk a: read 7 requests 3584 bytes, written 2 requests 1024 bytes, flushes 1, ranges 0, other 3, \
+                    kicks 4, calls 5, syscalls 6, sessions 1, failed rings 0, errors storage 8 refused 9 \
+                    unsupported 0 malformed 0, busy 0.100 s, polling 0.200 s, asleep 3.000 s\n\
+                    all: served 13 requests, more\n";
+        let counters = Counters::parse(text).unwrap();
+        assert_eq!((counters.get("a", "read"), counters.get("a", "written bytes")), (7, 1024));
+        assert_eq!((counters.get("a", "failed rings"), counters.get("a", "refused")), (0, 9));
+        assert_eq!(counters.summary, "served 13 requests, more");
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ringway_testkit::frontend::wire::feature;
 use ringway_testkit::frontend::{NetFrontend, Options};
 use ringway_testkit::server::Server;
+use serde_json::json;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_ringway");
 
@@ -20,14 +21,20 @@ fn run(args: &[&str]) -> (Option<i32>, String, String) {
 /// [VU-BE-backend-program-conventions-09] The capabilities are printed whatever else is said.
 #[test]
 fn capabilities() {
-    for args in [
-        &["net", "--print-capabilities"][..],
-        &["net", "--print-capabilities", "--socket-path=/nowhere/at/all", "--fd=3"],
-        &["net", "--uplink=what", "--no-such-option", "--print-capabilities"],
+    let (net, block) =
+        (json!({ "type": "net" }), json!({ "type": "block", "features": ["read-only", "blk-file"] }));
+    for (args, capabilities) in [
+        (&["net", "--print-capabilities"][..], &net),
+        (&["net", "--print-capabilities", "--socket-path=/nowhere/at/all", "--fd=3"], &net),
+        (&["net", "--uplink=what", "--no-such-option", "--print-capabilities"], &net),
+        (&["--print-capabilities"], &net),
+        (&["blk", "--print-capabilities"], &block),
+        (&["blk", "--blk-file=/nowhere/at/all", "--cache=what", "--print-capabilities", "--fd=3"], &block),
+        (&["--print-capabilities", "blk"], &block),
     ] {
         let (code, out, err) = run(args);
         assert_eq!((code, err.as_str()), (Some(0), ""), "{args:?}");
-        assert!(out.contains("\"type\": \"net\""), "{out}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&out).unwrap(), *capabilities, "{args:?}");
     }
 }
 
@@ -48,6 +55,32 @@ fn errors_are_early_and_say_what_to_do() {
         (&["net", "--socket-path=/tmp/ringway-pin.s", "--pin=1000"], "processor 1000"),
         (&["switch", "--port=a=/nowhere/a", "--pin=2-1"], "2,4-7"),
         (&["switch", "--port=a=/nowhere/a", "--workers=0"], "from 1 to 64"),
+        (&["blk"], "--socket-path"),
+        (&["blk", "--socket-path=/tmp/s"], "--blk-file"),
+        (&["blk", "--socket-path=/nowhere/s", "--blk-file=null:1M"], "/nowhere/s"),
+        (&["blk", "--socket-path=/tmp/s", "--blk-file=/nowhere/img"], "/nowhere/img"),
+        (&["blk", "--socket-path=/tmp/s", "--blk-file=/dev/null"], "/dev/null"),
+        (&["blk", "--socket-path=/tmp/s", "--blk-file=mem:1"], "\"1\""),
+        (&["blk", "--socket-path=/tmp/s", "--blk-file=null:1M", "--num-queues=0"], "from 1 to 256"),
+        (
+            &["blk", "--socket-path=/tmp/s", "--blk-file=null:1M", "--serial=012345678901234567890"],
+            "20 ASCII",
+        ),
+        (&["blk", "--socket-path=/tmp/s", "--blk-file=null:1M", "--logical-block-size=513"], "power of two"),
+        (&["blk", "--fd=99", "--blk-file=null:1M"], "--fd=99"),
+        (&["blk", "--fd=9", "--client", "--blk-file=null:1M"], "--client"),
+        (&["blk", "--disk=a=/tmp/s"], "NAME=SOCKET,IMAGE"),
+        (&["blk", "--disk=a=/nowhere/s,null:1M"], "disk a"),
+        (&["blk", "--disk=a=/tmp/s,/nowhere/img"], "disk a"),
+        (&["blk", "--disk=a=/tmp/s,null:1M", "--disk=a=/tmp/t,null:1M"], "given twice"),
+        (
+            &["blk", "--disk=a=/tmp/s,null:1M", "--disk=b=/tmp/s,null:1M"],
+            "disk a has the socket /tmp/s already",
+        ),
+        (&["blk", "--disk=a=/tmp/s,null:1M", "--read-only"], "--read-only"),
+        (&["blk", "--disk=a=/tmp/s,null:1M", "--socket-path=/tmp/t"], "--socket-path"),
+        (&["resize", "--pid=1", "--shrink"], "--size"),
+        (&["resize", "--pid=2147483647"], "no process 2147483647"),
     ] {
         let (code, _, err) = run(args);
         assert!(code.is_some_and(|c| c != 0), "{args:?}");

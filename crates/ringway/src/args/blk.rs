@@ -38,11 +38,11 @@ pub(crate) struct Blk {
 
     /// What is on the disk
     ///
-    /// PATH is a file or a block device of this host; ./mem:1G is a file. nbd://HOST/EXPORT, nbds://… (TLS) and
-    /// nbd+unix:///EXPORT?socket=PATH are exports of an NBD server. mem:SIZE is memory that is lost with the server; null:SIZE
-    /// is nothing at all, for benchmarks: reads leave what was in the guest's memory. SIZE is in bytes, or 64K, 512M, 20G, 1T.
-    #[arg(long, value_name = "PATH|nbd://…|mem:SIZE|null:SIZE")]
-    pub(crate) blk_file: Option<ImageSpec>,
+    /// PATH is a file or a block device of this host; ./mem:1G is a file. mem:SIZE is memory that is lost with the server;
+    /// null:SIZE is nothing at all, for benchmarks: reads leave what was in the guest's memory. SIZE is in bytes, or 64K,
+    /// 512M, 20G, 1T.
+    #[arg(long = "blk-file", id = "blk_file", value_name = "PATH|mem:SIZE|null:SIZE")]
+    pub(crate) image: Option<ImageSpec>,
 
     #[command(flatten)]
     pub(crate) options: DiskOptions,
@@ -227,13 +227,6 @@ fn split(text: &str) -> Vec<String> {
         }
     }
     parts
-}
-
-impl DiskArg {
-    /// Where its front-ends attach.
-    pub(crate) fn place(&self) -> Place {
-        place(&self.socket, self.options.client)
-    }
 }
 
 /// Where front-ends attach, with this path.

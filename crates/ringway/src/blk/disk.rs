@@ -44,7 +44,7 @@ enum Order {
     /// Stop all rings and give the parts, unless requests are still under way then.
     Suspend {
         until: Instant,
-        give: SyncSender<Box<Parts>>,
+        give: SyncSender<Result<Box<Parts>>>,
     },
     Resize(resize::Request, Client),
 }
@@ -155,7 +155,7 @@ impl Disk {
 pub(super) struct Suspended<'d> {
     disk: &'d Disk,
     until: Instant,
-    parts: Receiver<Box<Parts>>,
+    parts: Receiver<Result<Box<Parts>>>,
 }
 
 /// How much longer than it was told a disk may take to say that it cannot stand still.
@@ -166,29 +166,50 @@ impl Suspended<'_> {
     pub(super) fn parts(self) -> Result<Box<Parts>> {
         let left = (self.until + GRACE).saturating_duration_since(Instant::now());
         let parts = self.parts.recv_timeout(left);
-        parts.map_err(|_| anyhow!("disk {}: its requests do not come to an end", self.disk.name))
+        parts.unwrap_or_else(|_| Err(anyhow!(STUCK))).with_context(|| format!("disk {}", self.disk.name))
     }
 }
+
+/// Why a disk cannot stand still.
+const STUCK: &str = "its requests do not come to an end";
 
 /// Why a thread stops serving.
 enum Stop {
     End,
-    Give(SyncSender<Box<Parts>>),
+    Give(SyncSender<Result<Box<Parts>>>),
 }
 
 impl Mail {
     fn run(self) {
-        // Without orders there is no main thread that wants it to go on.
-        while let Ok(order) = self.orders.recv() {
-            let Order::Go(mut parts) = order else { continue };
-            parts.endpoint.resume();
-            while let Stop::Give(to) = self.serve(&mut parts) {
-                parts.endpoint.suspend();
-                let Err(SendError(back)) = to.send(parts) else { break };
-                parts = back;
-                parts.endpoint.resume();
-            }
+        let Ok(Order::Go(mut parts)) = self.orders.recv() else { return };
+        while let Stop::Give(to) = self.serve(&mut parts) {
+            let Some(back) = self.give(parts, &to) else { return };
+            parts = back;
         }
+    }
+
+    /// Stops the rings and gives the parts away; returns them when the disk is to go on here.
+    fn give(&self, mut parts: Box<Parts>, to: &SyncSender<Result<Box<Parts>>>) -> Option<Box<Parts>> {
+        parts.endpoint.suspend();
+        if let Err(error) = parts.image.suspend() {
+            parts.endpoint.resume();
+            // Who does not wait any more has another reason.
+            let _ = to.send(Err(error.into()));
+            return Some(parts);
+        }
+        let mut parts = match to.send(Ok(parts)) {
+            Ok(()) => match self.orders.recv() {
+                Ok(Order::Go(parts)) => parts,
+                _ => return None,
+            },
+            // Nobody waits for them any more.
+            Err(SendError(unsent)) => unsent.ok()?,
+        };
+        if let Err(error) = parts.image.resume() {
+            error!("disk {}: its requests will fail: {error}", self.name);
+        }
+        parts.endpoint.resume();
+        Some(parts)
     }
 
     /// Serves the front-end until it is to stop.
@@ -199,7 +220,7 @@ impl Mail {
                 parts.endpoint.turn();
             }
             for event in parts.endpoint.device_mut().events() {
-                obey(event, &mut parts.endpoint);
+                obey(&event, &mut parts.endpoint);
             }
             if parts.endpoint.is_spent() && !self.is_spent.swap(true, Ordering::Relaxed) {
                 ring(&self.main);
@@ -230,6 +251,8 @@ impl Mail {
                     if parts.endpoint.device().drain(limit) {
                         return Some(Stop::Give(give));
                     }
+                    // Who does not wait any more knows.
+                    let _ = give.send(Err(anyhow!(STUCK)));
                 }
                 Ok(Order::Resize(request, client)) => client.answer(&self.resize(parts, &request)),
                 // It serves already.
@@ -265,14 +288,14 @@ impl Drop for Mail {
 }
 
 /// Acts on what a queue's thread tells. Each is one line of the log.
-fn obey(event: Event, endpoint: &mut Endpoint<DiskDevice>) {
+fn obey(event: &Event, endpoint: &mut Endpoint<DiskDevice>) {
     let now = endpoint.device().session();
-    match event {
-        Event::QueueFailed { session, index, error } if session == now => {
+    match *event {
+        Event::QueueFailed { session, index, ref error } if session == now => {
             warn!("{}: vring {index} is stopped until the driver resets it: {error}", endpoint.name());
             endpoint.device_mut().need_reset();
             endpoint.config_changed();
-            if let QueueError::Memory(MemoryError::Denied { iova, access }) = error {
+            if let QueueError::Memory(MemoryError::Denied { iova, access }) = *error {
                 endpoint.access_failed(iova, access);
             }
         }

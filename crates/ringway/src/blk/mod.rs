@@ -23,3 +23,6 @@ use crate::{args, serve};
 pub(crate) fn blk(args: &args::Blk) -> Result<()> {
     serve::run::<BlkServer>(|| plan::plan(args))
 }
+
+#[cfg(test)]
+mod tests;

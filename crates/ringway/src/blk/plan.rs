@@ -1,6 +1,6 @@
 //! What the command line comes to: which disks there are, and what each is made of.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -48,21 +48,22 @@ fn one(args: &args::Blk) -> Result<DiskPlan> {
              or --disk=NAME=SOCKET,IMAGE for each of several disks"
         ),
     };
-    let image = args.blk_file.clone().context("say what is on the disk: --blk-file=IMAGE")?;
+    let image = args.image.clone().context("say what is on the disk: --blk-file=IMAGE")?;
     Ok(DiskPlan { name: "blk".into(), place, image, options: args.options.clone() })
 }
 
 fn several(disks: &[args::DiskArg]) -> Result<Vec<DiskPlan>> {
-    let (mut names, mut sockets) = (HashMap::new(), HashMap::new());
-    let plan = |disk: &args::DiskArg| {
-        ensure!(names.insert(disk.name.clone(), ()).is_none(), "disk {}: the name is given twice", disk.name);
-        if let Some(other) = sockets.insert(disk.socket.clone(), disk.name.clone()) {
-            bail!("disk {}: disk {other} has the socket {} already", disk.name, disk.socket.display());
+    let (mut names, mut sockets, mut plans) = (HashSet::new(), HashMap::new(), Vec::new());
+    for disk in disks {
+        let args::DiskArg { name, socket, image, options } = disk;
+        ensure!(names.insert(name), "disk {name}: the name is given twice");
+        if let Some(other) = sockets.insert(socket, name) {
+            bail!("disk {name}: disk {other} has the socket {} already", socket.display());
         }
-        let (image, options) = (disk.image.clone(), disk.options.clone());
-        Ok(DiskPlan { name: disk.name.clone(), place: disk.place(), image, options })
-    };
-    disks.iter().map(plan).collect()
+        let (place, image) = (args::place(socket, options.client), image.clone());
+        plans.push(DiskPlan { name: name.clone(), place, image, options: options.clone() });
+    }
+    Ok(plans)
 }
 
 impl DiskPlan {

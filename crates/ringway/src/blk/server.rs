@@ -34,7 +34,7 @@ pub(crate) struct BlkServer {
 }
 
 /// What disks that stand still are made of, in their order.
-type Held = Vec<Box<Parts>>;
+pub(super) type Held = Vec<Box<Parts>>;
 
 /// Disks that stand still, for the successor.
 #[derive(Serialize, Deserialize)]
@@ -119,12 +119,19 @@ impl Server for BlkServer {
     }
 
     fn state<'s>(&'s self, held: &'s Held, files: &mut FilesOut<'s>) -> Result<BlkState, HandoverError> {
-        let state = |(disk, parts): (&Disk, &'s Box<Parts>)| {
-            let Parts { endpoint, image } = &**parts;
+        let state = |(disk, parts): (&Disk, &'s Parts)| {
+            let Parts { endpoint, image } = parts;
             let (device, endpoint) = (endpoint.device().state(), endpoint.state(files)?);
             Ok(OneState { name: disk.name.clone(), device, endpoint, image: image.state(files) })
         };
-        Ok(BlkState { disks: self.disks.iter().zip(held).map(state).collect::<Result<_, HandoverError>>()? })
+        Ok(BlkState {
+            disks: self
+                .disks
+                .iter()
+                .zip(held.iter().map(Box::as_ref))
+                .map(state)
+                .collect::<Result<_, HandoverError>>()?,
+        })
     }
 
     fn resume(&mut self, held: Held) {
@@ -134,7 +141,9 @@ impl Server for BlkServer {
     }
 
     fn hand_over(&mut self, mut held: Held) {
-        held.iter_mut().for_each(|parts| parts.endpoint.hand_over());
+        for parts in &mut held {
+            parts.endpoint.hand_over();
+        }
     }
 
     fn restore(plan: Plan, state: BlkState, mut files: FilesIn) -> Result<Self> {
@@ -158,17 +167,17 @@ impl Server for BlkServer {
 
 impl BlkServer {
     /// Disks that wait until they are to go.
-    fn new(plan: &Plan, parts: Held) -> Result<Self> {
+    pub(super) fn new(plan: &Plan, parts: Held) -> Result<Self> {
         let bell = disk::bell()?;
-        let disk = |(disk, parts): (&DiskPlan, &Box<Parts>)| {
+        let disk = |(disk, parts): (&DiskPlan, &Parts)| {
             let counters = DiskCounters(parts.endpoint.device().counting());
             Disk::new(&disk.name, counters, &bell)
         };
-        let disks = plan.disks.iter().zip(&parts).map(disk).collect::<Result<_>>()?;
+        let disks = plan.disks.iter().zip(parts.iter().map(Box::as_ref)).map(disk).collect::<Result<_>>()?;
         Ok(Self { disks, waiting: parts, resizes: Resizes::open(), bell })
     }
 
-    fn go(&mut self) {
+    pub(super) fn go(&mut self) {
         let waiting = std::mem::take(&mut self.waiting);
         self.resume(waiting);
     }

@@ -38,10 +38,11 @@ pub(crate) struct Blk {
 
     /// What is on the disk
     ///
-    /// PATH is a file or a block device of this host; ./mem:1G is a file. mem:SIZE is memory that is lost with the server;
+    /// PATH is a file or a block device of this host; ./mem:1G is a file. `nbd://HOST/EXPORT`, `nbds://…` (TLS) and
+    /// `nbd+unix:///EXPORT?socket=PATH` are exports of an NBD server. mem:SIZE is memory that is lost with the server;
     /// null:SIZE is nothing at all, for benchmarks: reads leave what was in the guest's memory. SIZE is in bytes, or 64K,
     /// 512M, 20G, 1T.
-    #[arg(long = "blk-file", id = "blk_file", value_name = "PATH|mem:SIZE|null:SIZE")]
+    #[arg(long = "blk-file", id = "blk_file", value_name = "PATH|nbd://…|mem:SIZE|null:SIZE")]
     pub(crate) image: Option<ImageSpec>,
 
     #[command(flatten)]
@@ -50,7 +51,8 @@ pub(crate) struct Blk {
     /// A disk: its name, the path of its socket, what is on it, and options after commas
     ///
     /// The options are those of the single disk above, without the dashes: read-only, num-queues=N, serial=TEXT,
-    /// cache=MODE, format=FORMAT, logical-block-size=BYTES, share-rw, iommu, client. A comma in a path is written twice.
+    /// cache=MODE, format=FORMAT, logical-block-size=BYTES, share-rw, nbd-reconnect=SECONDS, nbd-timeout=SECONDS, iommu,
+    /// client. A comma in a path is written twice.
     #[arg(long = "disk", value_name = "NAME=SOCKET,IMAGE[,OPTION…]")]
     pub(crate) disks: Vec<DiskArg>,
 
@@ -102,6 +104,14 @@ pub(crate) struct DiskOptions {
     #[arg(long)]
     pub(crate) share_rw: bool,
 
+    /// How long requests wait for an NBD server that has gone to come back, before they fail
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_RECONNECT, value_parser = nbd_reconnect)]
+    pub(crate) nbd_reconnect: u64,
+
+    /// Take an NBD server for gone that has said nothing for so long; if nothing is said, TCP decides
+    #[arg(long, value_name = "SECONDS", value_parser = nbd_timeout)]
+    pub(crate) nbd_timeout: Option<u64>,
+
     /// Offer `ACCESS_PLATFORM`: the guest's IOMMU decides which of its memory the device reaches
     #[arg(long)]
     pub(crate) iommu: bool,
@@ -150,6 +160,10 @@ pub(crate) struct Resize {
 const DEFAULT_QUEUES: u16 = 64;
 /// A vring is named by 8 bits.
 const MAX_QUEUES: u16 = 256;
+/// As long as Linux waits for other storage on a network.
+const DEFAULT_RECONNECT: u64 = 120;
+/// More is for ever.
+const MAX_SECONDS: u64 = 1 << 31;
 /// The longest serial number (5.2.6).
 const MAX_SERIAL: usize = 20;
 
@@ -163,6 +177,8 @@ impl Default for DiskOptions {
             format: Format::default(),
             logical_block_size: None,
             share_rw: false,
+            nbd_reconnect: DEFAULT_RECONNECT,
+            nbd_timeout: None,
             iommu: false,
             client: false,
         }
@@ -182,12 +198,14 @@ impl DiskOptions {
             ("format", Some(value)) => self.format = format(value)?,
             ("logical-block-size", Some(value)) => self.logical_block_size = Some(block_size(value)?),
             ("share-rw", None) => self.share_rw = true,
+            ("nbd-reconnect", Some(value)) => self.nbd_reconnect = nbd_reconnect(value)?,
+            ("nbd-timeout", Some(value)) => self.nbd_timeout = Some(nbd_timeout(value)?),
             ("iommu", None) => self.iommu = true,
             ("client", None) => self.client = true,
             _ => {
                 return Err(format!(
                     "{option:?} is none of read-only, num-queues=N, serial=TEXT, cache=MODE, format=FORMAT, \
-                     logical-block-size=BYTES, share-rw, iommu, client; a comma in a path is written twice"
+                     logical-block-size=BYTES, share-rw, nbd-reconnect=SECONDS, nbd-timeout=SECONDS, iommu, client; a comma in a path is written twice"
                 ));
             }
         }
@@ -276,6 +294,20 @@ fn block_size(text: &str) -> Result<u32, String> {
     }
 }
 
+fn nbd_reconnect(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(seconds @ ..=MAX_SECONDS) => Ok(seconds),
+        _ => Err(format!("{text:?} is not a number of seconds")),
+    }
+}
+
+fn nbd_timeout(text: &str) -> Result<u64, String> {
+    match nbd_reconnect(text)? {
+        0 => Err("a server needs more than 0 seconds to answer".into()),
+        seconds => Ok(seconds),
+    }
+}
+
 fn size(text: &str) -> Result<u64, String> {
     parse_size(text).map_err(|error| error.to_string())
 }
@@ -291,7 +323,7 @@ mod tests {
         assert_eq!(disk.image, ImageSpec::File("/vm/root.img".into()));
         assert_eq!(disk.options, DiskOptions::default());
         let disk: DiskArg = "a=s,mem:1M,read-only,num-queues=2,serial=x,cache=writeback,format=raw,\
-                             logical-block-size=4096,share-rw,iommu,client"
+                             logical-block-size=4096,share-rw,nbd-reconnect=0,nbd-timeout=9,iommu,client"
             .parse()
             .unwrap();
         assert_eq!(disk.image, ImageSpec::Memory(1 << 20));
@@ -303,10 +335,19 @@ mod tests {
             format: Format::Raw,
             logical_block_size: Some(4096),
             share_rw: true,
+            nbd_reconnect: 0,
+            nbd_timeout: Some(9),
             iommu: true,
             client: true,
         };
         assert_eq!(disk.options, expected);
+    }
+
+    #[test]
+    fn exports_are_read() {
+        let disk: DiskArg = "a=s,nbd+unix:///x?socket=/run/a,,b,nbd-reconnect=5".parse().unwrap();
+        assert_eq!(disk.image.to_string(), "nbd+unix:///x?socket=/run/a,b");
+        assert_eq!(disk.options.nbd_reconnect, 5);
     }
 
     #[test]
@@ -341,6 +382,9 @@ mod tests {
             ("a=s,i,cache=none", "\"none\" is no cache mode"),
             ("a=s,i,format=vmdk", "\"vmdk\" is no format"),
             ("a=s,i,logical-block-size=1000", "\"1000\""),
+            ("a=s,i,nbd-reconnect=x", "\"x\" is not a number of seconds"),
+            ("a=s,i,nbd-timeout=0", "more than 0 seconds"),
+            ("a=s,nbd:///x", "no host"),
         ] {
             let error = wrong.parse::<DiskArg>().unwrap_err();
             assert!(error.contains(says), "{wrong}: {error}");

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use ringway_block::disk::DiskDevice;
 use ringway_block::image::{Cache, Facts, Image, ImageSpec, OpenOptions};
+use ringway_block::nbd;
 use ringway_device::blk::{BlkDevice, Limits, Settings};
 
 use crate::args::{self, DiskOptions};
@@ -75,7 +76,12 @@ impl DiskPlan {
     /// How its image is opened.
     pub(super) fn open_options(&self) -> OpenOptions {
         let DiskOptions { read_only, format, cache, logical_block_size, share_rw: share, .. } = self.options;
-        OpenOptions { read_only, format, cache, logical_block_size, share, ..OpenOptions::default() }
+        let nbd = nbd::Options {
+            reconnect: Duration::from_secs(self.options.nbd_reconnect),
+            silence: self.options.nbd_timeout.map(Duration::from_secs),
+            ..nbd::Options::default()
+        };
+        OpenOptions { read_only, format, cache, logical_block_size, share, nbd }
     }
 
     /// Its device, on this image.

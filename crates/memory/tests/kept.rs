@@ -24,7 +24,7 @@ fn a_window_outlives_its_list() {
     slices.keep(0..3, 1, 5, &mut kept);
     drop(slices);
     drop(memory);
-    assert_eq!(kept.slices().iter().map(|s| s.len()).collect::<Vec<_>>(), [2, 1, 2]);
+    assert_eq!(kept.slices().iter().map(ringway_memory::GuestSlice::len).collect::<Vec<_>>(), [2, 1, 2]);
     assert_eq!(bytes(&kept), b"bcdef");
     for (n, rest) in [(0, &b"bcdef"[..]), (1, b"cdef"), (2, b"ef"), (1, b"f"), (9, b"")] {
         kept.advance(n);

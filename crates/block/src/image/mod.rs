@@ -5,7 +5,7 @@
 //!                              └─ Way      null │ here, in memory │ a file, for io_uring │ elsewhere: an Executor
 //! ```
 //!
-//! A file is locked for as long as it is open ([`lock`]); which of its bytes a guest may reach, and when, is decided by the
+//! A file is locked for as long as it is open (`lock.rs`); which of its bytes a guest may reach, and when, is decided by the
 //! device model and its queues.
 
 use std::fs::File;

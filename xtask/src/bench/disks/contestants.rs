@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use ringway_testkit::process::{Process, find_program};
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::Options;
@@ -16,6 +17,8 @@ use crate::bench::wait_listening;
 
 /// A started server listens within this time.
 const START_LIMIT: Duration = Duration::from_secs(10);
+/// For it to print its counters.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// Whose program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -85,6 +88,7 @@ impl Storage {
 /// A server of one disk, on its core.
 pub(super) struct Server {
     process: Process,
+    side: Side,
     socket: PathBuf,
     /// The socket's directory goes last.
     _directory: TempDir,
@@ -94,11 +98,12 @@ pub(super) struct Server {
 pub(super) struct Mark {
     at: Instant,
     time: Duration,
+    polling: Duration,
 }
 
 /// What a server took to do its work, between two readings.
 pub(super) struct Effort {
-    /// The share of the time in which it worked, 1 being one processor.
+    /// Processors that it worked with: without those that it polled on in vain, if it counts that.
     pub(super) busy: f64,
     /// Processors that it took.
     pub(super) processor: f64,
@@ -131,7 +136,7 @@ impl Server {
         }
         let process = Process::start(side.name(), &mut command)?;
         wait_listening(&socket, START_LIMIT, || process.output())?;
-        Ok(Self { process, socket, _directory: directory })
+        Ok(Self { process, side, socket, _directory: directory })
     }
 
     pub(super) fn socket(&self) -> &Path {
@@ -144,15 +149,37 @@ impl Server {
 
     /// Begins to look at its effort.
     pub(super) fn mark(&self) -> Result<Mark> {
-        Ok(Mark { at: Instant::now(), time: processor_time(self.pid())? })
+        let polling = self.polling()?;
+        Ok(Mark { at: Instant::now(), time: processor_time(self.pid())?, polling })
     }
 
     /// Its effort since.
     pub(super) fn since(&self, mark: &Mark) -> Result<Effort> {
+        let interval = mark.at.elapsed();
         let time = processor_time(self.pid())?.saturating_sub(mark.time);
-        let processor = time.as_secs_f64() / mark.at.elapsed().as_secs_f64();
-        Ok(Effort { busy: processor, processor })
+        let polling = self.polling()?.saturating_sub(mark.polling);
+        let share = |time: Duration| time.as_secs_f64() / interval.as_secs_f64();
+        Ok(Effort { busy: share(time.saturating_sub(polling)), processor: share(time) })
     }
+
+    /// How long it has polled in vain, if it counts that.
+    fn polling(&self) -> Result<Duration> {
+        if self.side == Side::Qemu {
+            return Ok(Duration::ZERO);
+        }
+        let from = self.process.output().len();
+        self.process.signal(Signal::USR1)?;
+        let end = self.process.wait_for_from(from, "all: served", ANSWER_LIMIT)?;
+        polling(&self.process.output()[from..end])
+    }
+}
+
+/// Reads `disk NAME: …, polling S s, …` of ringway's counters.
+fn polling(counters: &str) -> Result<Duration> {
+    let seconds =
+        counters.split_once(", polling ").and_then(|(_, rest)| rest.split_once(" s")?.0.parse().ok());
+    let seconds = seconds.with_context(|| format!("unknown counters:\n{counters}"))?;
+    Duration::try_from_secs_f64(seconds).context("a time")
 }
 
 /// The arguments of ringway.
@@ -206,6 +233,13 @@ mod tests {
             "--blockdev driver=null-co,size=9,node-name=image --object iothread,id=io --export "
         ));
         assert!(told.contains("num-queues=2") && told.ends_with("addr.path=/s"), "{told}");
+    }
+
+    #[test]
+    fn what_ringway_counts() {
+        let text = "disk a: read 1 requests 2 bytes, malformed 0, busy 1.000 s, polling 0.250 s, asleep 9.000 s\nall: ";
+        assert_eq!(polling(text).unwrap(), Duration::from_millis(250));
+        assert!(polling("all: served 0 requests").is_err());
     }
 
     #[test]

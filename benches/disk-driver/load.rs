@@ -162,6 +162,17 @@ impl Disk {
         )
     }
 
+    /// Keeps the queues at their depth until as many requests are done as the disk has blocks: all of it was gone over, if
+    /// one is behind the other.
+    pub(crate) fn run_once_over(&mut self) -> Result<()> {
+        const STEP: Duration = Duration::from_millis(10);
+        let blocks: u64 = self.queues.iter().map(|queue| queue.offsets.blocks).sum();
+        while self.counted.latencies.count() < blocks {
+            self.run_until(Instant::now() + STEP)?;
+        }
+        Ok(())
+    }
+
     /// What was counted in the time since.
     pub(crate) fn report(&self, time: Duration) -> Report {
         let Counted { latencies, busy, kicks, processor } = &self.counted;

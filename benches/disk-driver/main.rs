@@ -39,6 +39,9 @@ struct Options {
     /// Let the queues run, ask nothing of the disk, and go on until standard input ends
     #[arg(long)]
     idle: bool,
+    /// End when the disk has been gone over once, and measure nothing
+    #[arg(long)]
+    once: bool,
     /// Milliseconds before the measurement
     #[arg(long, default_value_t = 100)]
     warm_up: u64,
@@ -60,6 +63,10 @@ fn main() -> Result<()> {
         return Ok(());
     }
     disk.fill()?;
+    if options.once {
+        disk.run_once_over()?;
+        return disk.drain();
+    }
     disk.run_until(Instant::now() + Duration::from_millis(options.warm_up))?;
     disk.start_counting();
     println!("measuring");

@@ -213,6 +213,10 @@ fn sample(
         return fio::sample(options, images.path(storage)?, workload);
     }
     let server = Server::start(options, images, side, storage, workload.queues)?;
+    if storage == Storage::Memory {
+        // Memory that was never written to has to be found first.
+        Driver::write_all(options, server.socket())?;
+    }
     let mut driver = Driver::start(options, server.socket(), workload)?;
     let ((report, effort), distance) = options.common.watch().during(|| {
         driver.wait_measuring()?;

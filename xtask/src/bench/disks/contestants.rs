@@ -20,6 +20,9 @@ const START_LIMIT: Duration = Duration::from_secs(10);
 /// For it to print its counters.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
+/// The most bytes of a disk in memory: it is written before each sample.
+const MEMORY: u64 = 256 << 20;
+
 /// Whose program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(super) enum Side {
@@ -192,7 +195,7 @@ fn ringway(image: &str, queues: u16, socket: &Path) -> Vec<String> {
 fn ringway_storage(images: &Images, storage: Storage) -> Result<String> {
     Ok(match storage {
         Storage::Null => format!("null:{}", images.size),
-        Storage::Memory => format!("mem:{}", images.size),
+        Storage::Memory => format!("mem:{}", images.size.min(MEMORY)),
         Storage::Tmpfs | Storage::File => images.path(storage)?.display().to_string(),
     })
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use ringway_testkit::process::Process;
 use serde::Deserialize;
 
@@ -56,6 +56,15 @@ impl Driver {
         let process = Process::start("disk-driver", command(options, socket).arg("--idle"))?;
         process.wait_for("ready\n", LIMIT)?;
         Ok(Self { process, time: Duration::ZERO })
+    }
+
+    /// Has it write the whole disk once.
+    pub(super) fn write_all(options: &Options, socket: &Path) -> Result<()> {
+        let mut command = command(options, socket);
+        command.args(["--once", "--write", "--sequential", "--block", "131072"]);
+        let status = Process::start("disk-driver", &mut command)?.wait(LIMIT)?;
+        ensure!(status.success(), "the driver could not write the disk: {status}");
+        Ok(())
     }
 
     /// Waits until it begins to count.

@@ -82,6 +82,11 @@ impl Options {
         self.common.interval_or(0.5)
     }
 
+    /// Bytes of each disk.
+    fn bytes(&self) -> u64 {
+        (if self.common.quick { self.size.min(256) } else { self.size }) << 20
+    }
+
     /// Refuses what would measure nothing.
     fn check(&self) -> Result<()> {
         self.common.check()?;

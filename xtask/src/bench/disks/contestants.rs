@@ -218,7 +218,8 @@ fn qemu_storage(images: &Images, storage: Storage) -> Result<String> {
         Storage::Memory => bail!("qemu-storage-daemon has no disk in memory"),
         Storage::Tmpfs | Storage::File => {
             let file = images.path(storage)?.display();
-            format!("driver=file,filename={file},aio=io_uring,cache.direct=on")
+            // The kernel may still be busy with the ring, and so the lock, of the server before this one.
+            format!("driver=file,filename={file},aio=io_uring,cache.direct=on,locking=off")
         }
     })
 }

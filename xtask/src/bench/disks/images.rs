@@ -30,10 +30,10 @@ impl Images {
                 Storage::File => &options.directory,
                 Storage::Null | Storage::Memory => continue,
             };
-            let made = make(directory, options.size);
+            let made = make(directory, options.bytes());
             files.push((storage, made.with_context(|| format!("a file in {}", directory.display()))?));
         }
-        Ok(Self { size: options.size << 20, files })
+        Ok(Self { size: options.bytes(), files })
     }
 
     pub(super) fn path(&self, storage: Storage) -> Result<&Path> {
@@ -43,11 +43,11 @@ impl Images {
 }
 
 /// A file full of bytes that are not zero, all of them on the disk.
-fn make(directory: &Path, mebibytes: u64) -> Result<NamedTempFile> {
+fn make(directory: &Path, size: u64) -> Result<NamedTempFile> {
     fs::create_dir_all(directory)?;
     let mut file = tempfile::Builder::new().prefix("ringway-bench-").suffix(".img").tempfile_in(directory)?;
     let piece: Vec<u8> = (0..MEBIBYTE).map(|at| (at % 251) as u8 + 1).collect();
-    for _ in 0..mebibytes {
+    for _ in 0..size / MEBIBYTE as u64 {
         ensure!(!ringway_testkit::process::is_interrupted(), "interrupted");
         file.write_all(&piece)?;
     }

@@ -109,6 +109,6 @@ Who takes part, and what the columns say:
 - *CPU s/10⁶* is processor time for a million requests, of all threads of the process. Who polls takes the whole core, so
   what the driver needs is its busy share of that: of rounds that had completions.
 - *limit* is what a case waits for: the driver, if it is busy more than 90 % of the time; else the server, if it is; else
-  neither, but the storage, or each for the other. A server's busy share is its processor
-  time, less what it has polled in vain if it counts that, as Ringway does.
+  neither, but the storage, or each for the other. A server's busy share is its processor time, less what it has polled in
+  vain if it counts that, as Ringway does.
 ";

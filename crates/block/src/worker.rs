@@ -33,6 +33,8 @@ use crate::job::{Mailbox, Operation, Range};
 
 /// The most chains that are taken at a time.
 const BURST: usize = 32;
+/// How many requests are answered together, of those that are done at once.
+const HERE_BURST: usize = 8;
 /// Looks in vain between two at the clock.
 const IDLE_ROUNDS: u32 = 8;
 /// How often a queue is looked at whose driver does not kick.
@@ -301,8 +303,14 @@ impl Worker {
             self.rules = *self.shared_rules.rules.lock().unwrap_or_else(PoisonError::into_inner);
             self.rules_version = version;
         }
+        let mut done = 0;
         while let Some(chain) = burst.next() {
             self.begin(chain);
+            done += 1;
+            // The driver goes on meanwhile.
+            if done % HERE_BURST == 0 && self.engine.here().is_some() {
+                self.publish();
+            }
         }
         count
     }

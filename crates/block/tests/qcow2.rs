@@ -418,3 +418,71 @@ fn a_file_cut_short_is_an_error_and_no_zeroes() {
         assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EIO), "{operation:?}");
     }
 }
+
+fn mount(args: &[&str], at: &Path) {
+    let status = Command::new("mount").args(args).arg(at).status().expect("mount");
+    assert!(status.success(), "{args:?}");
+}
+
+#[test]
+fn a_full_file_system_costs_errors_and_not_the_image() {
+    let at = directory();
+    mount(&["-t", "tmpfs", "-o", "size=3M", "none"], at.path());
+    qemu_img(at.path(), &["create", "-qf", "qcow2", "disk.qcow2", "16M"]);
+    let image = open(&at.path().join("disk.qcow2"), &options()).unwrap();
+    let executor = pool(&image);
+    let mut disk = vec![0; SIZE as usize];
+    let mut failed = Vec::new();
+    for (i, part) in disk.chunks_mut(65536).enumerate().take(64) {
+        let offset = i as u64 * 65536;
+        match run(&*executor, Operation::Write { offset, stable: false }, &vec![i as u8 + 1; 65536]).0 {
+            Ok(()) => part.fill(i as u8 + 1),
+            Err(error) => {
+                assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error}");
+                failed.push(offset);
+            }
+        }
+    }
+    assert!((1..60).contains(&failed.len()), "{} of 64 writes failed", failed.len());
+    mount(&["-o", "remount,size=64M"], at.path());
+    for offset in failed {
+        run(&*executor, Operation::Write { offset, stable: true }, &vec![0xee; 65536]).0.unwrap();
+        of(&mut disk, Range { offset, len: 65536 }).fill(0xee);
+    }
+    drop((image, executor));
+    let checked = try_qemu_img(at.path(), &["check", "-f", "qcow2", "disk.qcow2"]);
+    // Clusters that are leaked (3) are no broken image.
+    assert!(matches!(checked.status.code(), Some(0 | 3)), "{}", String::from_utf8_lossy(&checked.stdout));
+    std::fs::write(at.path().join("want.raw"), &disk).unwrap();
+    qemu_img(at.path(), &["compare", "-f", "qcow2", "-F", "raw", "disk.qcow2", "want.raw"]);
+    assert!(Command::new("umount").arg("-l").arg(at.path()).status().unwrap().success());
+}
+
+#[test]
+fn a_disk_that_is_only_read_leaves_the_image_as_it_is() {
+    let at = directory();
+    let disk = base(at.path(), 81, SIZE);
+    qemu_img(at.path(), &["convert", "-O", "qcow2", "base.raw", "disk.qcow2"]);
+    let before = std::fs::read(at.path().join("disk.qcow2")).unwrap();
+    let read_only = OpenOptions { read_only: true, ..options() };
+    let image = open(&at.path().join("disk.qcow2"), &read_only).unwrap();
+    let again = open(&at.path().join("disk.qcow2"), &read_only).unwrap();
+    let facts = image.facts();
+    assert!(facts.read_only && !facts.can_discard && !facts.can_write_zeroes);
+    for image in [&image, &again] {
+        let (result, bytes) = run(&*pool(image), Operation::Read { offset: 0 }, &vec![0; SIZE as usize]);
+        result.unwrap();
+        assert!(bytes == disk);
+    }
+    let range = Range { offset: 0, len: 65536 };
+    for operation in [
+        Operation::Write { offset: 0, stable: true },
+        Operation::Discard(range),
+        Operation::WriteZeroes { range, unmap: false },
+    ] {
+        assert!(run(&*pool(&image), operation, &[1; 512]).0.is_err(), "{operation:?}");
+    }
+    run(&*pool(&image), Operation::Flush, &[]).0.unwrap();
+    drop((image, again));
+    assert!(std::fs::read(at.path().join("disk.qcow2")).unwrap() == before);
+}

@@ -11,6 +11,7 @@
 
 mod uring;
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 use ringway_memory::{GuestBuf, Kept};
 use rustix::event::{Timespec, epoll};
+use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use self::uring::{Completion, Uring};
@@ -39,8 +41,33 @@ enum Means {
         flushes: bool,
         aside: Arc<dyn Executor>,
         begun: Vec<Operation>,
+        end: End,
     },
     Elsewhere(Arc<dyn Executor>),
+}
+
+/// Where the image's file ends. A write behind that would make it longer, which no guest may: somebody has cut it short.
+struct End {
+    /// None for a device, which does not grow.
+    file: Option<Arc<OwnedFd>>,
+    /// Looked at once for a batch.
+    known: Cell<Option<u64>>,
+}
+
+impl End {
+    fn of(file: &Arc<OwnedFd>) -> io::Result<Self> {
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(file)?.st_mode);
+        Ok(Self { file: kind.is_file().then(|| Arc::clone(file)), known: Cell::default() })
+    }
+
+    /// Whether the file has all of a write's bytes.
+    fn covers(&self, offset: u64, len: usize) -> bool {
+        let Some(file) = &self.file else { return true };
+        let look = || rustix::fs::fstat(file).map_or(0, |stat| stat.st_size.cast_unsigned());
+        let end = self.known.get().unwrap_or_else(look);
+        self.known.set(Some(end));
+        offset.saturating_add(len as u64) <= end
+    }
 }
 
 /// One queue's way to the image.
@@ -80,7 +107,7 @@ impl Engine {
                 Ok(mut ring) => {
                     ring.watch(Arc::clone(mailbox) as Arc<_>);
                     let begun = vec![Operation::Flush; requests.into()];
-                    Means::File { ring: ring.into(), flushes, aside, begun }
+                    Means::File { ring: ring.into(), flushes, aside, begun, end: End::of(&file)? }
                 }
                 Err(error) => {
                     failure = Some(error);
@@ -125,6 +152,10 @@ impl Engine {
     /// but for reads, writes and flushes.
     pub(crate) fn begin(&mut self, token: u32, operation: Operation, data: Kept) {
         match (&mut self.means, operation) {
+            // Whoever does it by calls says what is wrong.
+            (Means::File { end, .. }, Operation::Write { offset, .. }) if !end.covers(offset, data.len()) => {
+                self.send(token, operation, data);
+            }
             (Means::File { ring, begun, .. }, Operation::Read { .. } | Operation::Write { .. })
             | (Means::File { ring, begun, flushes: true, .. }, Operation::Flush) => {
                 begun[token as usize] = operation;
@@ -142,7 +173,8 @@ impl Engine {
     /// Has all that was begun start.
     pub(crate) fn submit(&mut self) {
         match &mut self.means {
-            Means::File { ring, aside, .. } => {
+            Means::File { ring, aside, end, .. } => {
+                end.known.set(None);
                 ring.submit();
                 if !self.outbox.is_empty() {
                     aside.submit(&mut self.outbox);
@@ -214,7 +246,8 @@ impl Engine {
     /// Starts what was begun, and sleeps until something is done, the driver kicks, another thread has something to say, or
     /// for `limit`.
     pub(crate) fn sleep(&mut self, limit: Option<Duration>) {
-        if let Means::File { ring, .. } = &mut self.means {
+        if let Means::File { ring, end, .. } = &mut self.means {
+            end.known.set(None);
             return ring.wait(limit);
         }
         self.syscalls += 1;
@@ -288,3 +321,6 @@ fn watch(epoll: &OwnedFd, fd: impl AsFd, number: u32) -> rustix::io::Result<()> 
     let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
     epoll::add(epoll, fd, epoll::EventData::new_u64(number.into()), flags)
 }
+
+#[cfg(test)]
+mod tests;

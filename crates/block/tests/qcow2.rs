@@ -486,3 +486,29 @@ fn a_disk_that_is_only_read_leaves_the_image_as_it_is() {
     drop((image, again));
     assert!(std::fs::read(at.path().join("disk.qcow2")).unwrap() == before);
 }
+
+#[test]
+fn a_write_beside_zeroes_in_one_cluster_is_not_lost() {
+    const CLUSTER: u64 = 65536;
+    let at = directory();
+    qemu_img(at.path(), &["create", "-qf", "qcow2", "disk.qcow2", "16M"]);
+    let options = OpenOptions { cache: Cache::Writeback, ..options() };
+    let image = open(&at.path().join("disk.qcow2"), &options).unwrap();
+    let mut disk = vec![0; SIZE as usize];
+    for clusters in (0..SIZE / CLUSTER).collect::<Vec<_>>().chunks(16) {
+        let jobs = clusters.iter().flat_map(|cluster| {
+            let (offset, half) = (cluster * CLUSTER, CLUSTER / 2);
+            let range = Range { offset, len: half };
+            let written = Range { offset: offset + half, len: half };
+            of(&mut disk, written).fill(7);
+            let zero = (Operation::WriteZeroes { range, unmap: false }, buffer(&[], &[]));
+            let write = Operation::Write { offset: written.offset, stable: false };
+            [(write, buffer(&vec![7; half as usize], &[])), zero]
+        });
+        for (result, _) in run_all(&*pool(&image), jobs.collect()) {
+            result.unwrap();
+        }
+    }
+    drop(image);
+    judge(at.path(), "disk.qcow2", &disk);
+}

@@ -221,7 +221,7 @@ impl Qcow2 {
         act(access.as_ref().ok_or_else(away)?).map_err(plain)
     }
 
-    /// Does what takes away what others may be reading.
+    /// Does what changes more than others expect, who read or write at the same time.
     fn with_alone<R>(&self, act: impl FnOnce(&mut Access) -> io::Result<R>) -> io::Result<R> {
         self.check_end()?;
         let mut access = self.access_alone();
@@ -311,11 +311,16 @@ impl BlockingImage for Qcow2 {
 
     fn write_zeroes(&self, range: Range, unmap: bool) -> io::Result<()> {
         let Range { offset, len } = range;
-        let result = if unmap {
-            self.with_alone(|access| access.discard_to_zero(offset, len).and_then(|()| self.settle(access)))
-        } else {
-            self.with(|access| access.write_zeroes(offset, len).and_then(|()| self.settle(access)))
-        };
+        // Where a range ends inside of a cluster whose rest is zeroes, all of it becomes zeroes: nobody may write to the rest
+        // meanwhile.
+        let result = self.with_alone(|access| {
+            if unmap {
+                access.discard_to_zero(offset, len)?;
+            } else {
+                access.write_zeroes(offset, len)?;
+            }
+            self.settle(access)
+        });
         match result {
             Err(e) if e.kind() == io::ErrorKind::Unsupported => self.write_out_zeroes(range),
             result => result,

@@ -14,9 +14,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use ringway_memory::Gpa;
 use ringway_testkit::frontend::wire::feature;
 use ringway_testkit::frontend::{BlkFrontend, BlkOptions};
 use ringway_testkit::server::Server;
+use ringway_vhost::frontend::{
+    Channel, Connection, Frontend, Memory, PROTOCOL_FEATURES, Pages, Vring, VringConfig,
+};
 
 use crate::common::{PROGRAM, SOON, eventually, warnings};
 
@@ -35,6 +39,21 @@ fn disks(disks: &[(&str, &str)]) -> Server {
 
 fn up(server: &Server, disk: &str) -> BlkFrontend {
     BlkFrontend::up(server.socket(disk), FEATURES, BlkOptions::default()).unwrap()
+}
+
+/// A driver with a ring that runs, and no requests.
+fn idle_driver(server: &Server, disk: &str) -> (Frontend, Channel, (Vring<()>, Memory)) {
+    let connection = Connection::connect(server.socket(disk)).unwrap();
+    let mut frontend = Frontend::negotiate(connection, FEATURES, PROTOCOL_FEATURES).unwrap();
+    let channel = frontend.open_channel().unwrap();
+    let mut memory = Memory::new(Gpa(1 << 30), 1 << 20, Pages::Small).unwrap();
+    let mut ring = frontend.set_up_vring::<()>(VringConfig::new(0, 16), &mut memory).unwrap();
+    frontend.add_memory([&memory]).unwrap();
+    frontend.enable(&ring, true).unwrap();
+    frontend.start(&mut ring).unwrap();
+    frontend.set_driver_ok().unwrap();
+    ring.kick().signal().unwrap();
+    (frontend, channel, (ring, memory))
 }
 
 /// A raw image in a directory that goes with it.
@@ -222,6 +241,27 @@ fn what_is_open_stays_open() {
     a.write(0, &sector(9)).unwrap();
     std::fs::rename(image.path().with_extension("elsewhere"), image.path()).unwrap();
     assert_eq!(image.sector(0), sector(9));
+}
+
+/// A kick without a request, which QEMU makes when it starts a ring, wakes a queue up once and not for ever.
+#[test]
+fn a_kick_for_nothing_costs_little() {
+    // Where the image lies decides how it is reached: not in memory, if there is a disk.
+    let image = Image { dir: tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap() };
+    File::create(image.path()).unwrap().set_len(MIB).unwrap();
+    let server = disks(&[("file", &image.with(",cache=writeback")), ("memory", "mem:1M")]);
+    for disk in ["file", "memory"] {
+        let (_frontend, _channel, (ring, _memory)) = idle_driver(&server, disk);
+        for _ in 0..3 {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            ring.kick().signal().unwrap();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        let counters = server.counters().unwrap();
+        assert_eq!(counters.get(disk, "sessions"), 1);
+        let syscalls = counters.get(disk, "syscalls");
+        assert!(syscalls < 50, "{disk}: {syscalls} system calls");
+    }
 }
 
 /// Front-ends attach and go after an upgrade as before, and the socket is removed by the last server.

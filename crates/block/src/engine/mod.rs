@@ -248,7 +248,10 @@ impl Engine {
     pub(crate) fn sleep(&mut self, limit: Option<Duration>) {
         if let Means::File { ring, end, .. } = &mut self.means {
             end.known.set(None);
-            return ring.wait(limit);
+            ring.wait(limit);
+            // Then nobody looks what was done. What woke up has to be taken out, or it would wake up for ever.
+            while ring.in_flight() == 0 && ring.next().is_some() {}
+            return;
         }
         self.syscalls += 1;
         let epoll = self.epoll.as_ref().expect("all but files have one");

@@ -3,13 +3,11 @@
 use std::process::Command;
 use std::time::Duration;
 
-use ringway_memory::Gpa;
 use ringway_testkit::server::Server;
-use ringway_vhost::frontend::{Connection, Frontend, Memory, PROTOCOL_FEATURES, Pages, VringConfig};
 use ringway_vhost::message::ChannelRequest;
 
 use crate::common::{PROGRAM, SOON};
-use crate::{FEATURES, Image, MIB, SECTOR, disks, sector, up};
+use crate::{Image, MIB, SECTOR, disks, idle_driver, sector, up};
 
 /// Runs the command; what it said, as an error if it failed.
 fn resize(server: &mut Server, args: &[&str]) -> Result<String, String> {
@@ -52,16 +50,7 @@ fn a_disk_grows() {
 #[test]
 fn the_front_end_is_told() {
     let mut server = disks(&[("a", "mem:1M")]);
-    let connection = Connection::connect(server.socket("a")).unwrap();
-    let mut frontend = Frontend::negotiate(connection, FEATURES, PROTOCOL_FEATURES).unwrap();
-    let mut channel = frontend.open_channel().unwrap();
-    let mut memory = Memory::new(Gpa(1 << 30), 1 << 20, Pages::Small).unwrap();
-    let mut ring = frontend.set_up_vring::<()>(VringConfig::new(0, 16), &mut memory).unwrap();
-    frontend.add_memory([&memory]).unwrap();
-    frontend.enable(&ring, true).unwrap();
-    frontend.start(&mut ring).unwrap();
-    frontend.set_driver_ok().unwrap();
-    ring.kick().signal().unwrap();
+    let (mut frontend, mut channel, _ring) = idle_driver(&server, "a");
     for (size, sectors) in [("2M", 4096u64), ("3M", 6144)] {
         resize(&mut server, &[&format!("--size={size}")]).unwrap();
         let note = channel.next(SOON).unwrap().expect("a note");

@@ -107,6 +107,8 @@ struct Flying {
     kind: Kind,
     /// Parts that are not done.
     left: u32,
+    /// When all of them are, the storage is to flush.
+    then_flush: bool,
     /// How the parts went that are.
     status: Status,
 }
@@ -400,6 +402,10 @@ impl Worker {
             return self.answer(chain, Status::Ok);
         }
         let slot = self.set_off(chain, Kind::Ranges, operations.len() as u32);
+        if let Some(flying) = &mut self.slots[slot as usize].flying {
+            // No storage writes zeroes that are stable at once.
+            flying.then_flush = kind == RangeKind::WriteZeroes && rules.is_stable();
+        }
         for operation in operations {
             self.engine.begin(slot, operation, Kept::default());
         }
@@ -412,7 +418,8 @@ impl Worker {
         let written = chain.writable_len();
         chain.keep_writable(written as usize - 1, 1, &mut slot.status);
         let chain = chain.detach();
-        slot.flying = Some(Flying { chain, written, kind, left: parts, status: Status::Ok });
+        slot.flying =
+            Some(Flying { chain, written, kind, left: parts, then_flush: false, status: Status::Ok });
         number
     }
 
@@ -450,6 +457,12 @@ impl Worker {
             }
             flying.left -= 1;
             if flying.left > 0 {
+                continue;
+            }
+            if std::mem::take(&mut flying.then_flush) && flying.status == Status::Ok {
+                flying.left = 1;
+                self.engine.begin(token, Operation::Flush, Kept::default());
+                self.engine.submit();
                 continue;
             }
             self.free.push(token);

@@ -160,6 +160,12 @@ impl Rules {
         }))
     }
 
+    /// Whether what is written must be on stable storage when it is done. A write says so itself; of zeroes it is for who
+    /// carries them out to see to.
+    pub fn is_stable(&self) -> bool {
+        self.stable
+    }
+
     /// The disk's name.
     pub fn id(&self) -> [u8; ID_LEN] {
         self.id

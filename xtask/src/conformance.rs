@@ -26,11 +26,12 @@ use self::tags::Tests;
 const PAGE: &str = "docs/CONFORMANCE.md";
 /// The areas that must be whole, with the roles they must be so for: each MUST and MUST NOT of theirs is proven or
 /// excused.
-const WHOLE: [(&str, &[&str]); 4] = [
+const WHOLE: [(&str, &[&str]); 5] = [
     ("split", &["device", "driver"]),
     ("packed", &["device", "driver"]),
     ("vhost-user", &["back-end", "both"]),
     ("net", &["device"]),
+    ("blk", &["device"]),
 ];
 
 /// What to do with the page.

@@ -46,7 +46,7 @@ fn a_disk_grows() {
     assert!(a.write(behind, &sector(5)).is_err());
 }
 
-/// The driver hears of it: its front-end gets the note that the configuration has changed.
+/// [DEV-BLK-op-02] The driver hears of it: its front-end gets the note that the configuration has changed.
 #[test]
 fn the_front_end_is_told() {
     let mut server = disks(&[("a", "mem:1M")]);

@@ -58,6 +58,30 @@ fn ringway_passes() {
     assert_eq!(cases(&report, "skip"), ["get-shared-object", "get-shmem-config"].map(str::to_owned).into());
 }
 
+/// Disks of all kinds pass, with requests of every kind, and what was on them is there after.
+#[test]
+fn ringway_passes_with_a_disk() {
+    let blk =
+        |image: &str, extra: &[&str]| Server::blk(Path::new(PROGRAM), image, extra).expect("ringway blk");
+    let server = blk("mem:1M", &["--iommu"]);
+    let (_, report) = check_json(&server.socket("disk"), &["--hostile"]);
+    fails_exactly(&report, &[]);
+    assert_eq!(report["device"], "blk");
+    let dir = tempfile::tempdir().expect("a directory");
+    let image = dir.path().join("image");
+    let content: Vec<_> = (0..1 << 20).map(|n: u32| (n % 253) as u8).collect();
+    std::fs::write(&image, &content).expect("an image");
+    for extra in [&[][..], &["--read-only"], &["--logical-block-size=4096"], &["--cache=writethrough"]] {
+        let extra = [&["--format=raw"], extra].concat();
+        let server = blk(&image.to_string_lossy(), &extra);
+        let (_, report) = check_json(&server.socket("disk"), &["--only=blk-"]);
+        fails_exactly(&report, &[]);
+        assert!(cases(&report, "pass").len() >= 11, "{report:#}");
+        drop(server);
+        assert!(std::fs::read(&image).expect("the image") == content, "{extra:?}: it is as it was");
+    }
+}
+
 /// [VU-BE-iotlb-msg-00] [VU-BE-iotlb-msg-01] [VU-BE-iommu-support-01] [VU-BE-iommu-support-02]
 /// [VU-BE-backend-iotlb-msg-01] Behind an IOMMU the device asks for what it does not know, and only there; each update and
 /// each invalidation is answered.

@@ -15,7 +15,9 @@ kernel=$out/kernel
 backports_source=/etc/apt/sources.list.d/ringway-backports.sources
 uml_modules=/usr/lib/uml/modules
 # What the images load; what these depend on is found and loaded before them.
-modules="virtio_net"
+modules="virtio_net virtio_blk"
+# What a guest does with a disk, beside fio and what busybox has.
+disk_programs="mkfs.ext4 e2fsck resize2fs"
 
 say() { echo "guests/setup.sh: $*" >&2; }
 die() { say "$*"; exit 1; }
@@ -43,6 +45,7 @@ main() {
     trap 'rm -rf "$work"' EXIT
     install_packages
     [ -e "$kernel/vmlinuz" ] || fetch_kernel
+    [ -x "$out/fio" ] || build_fio
     images_are_current || build_images
 }
 
@@ -50,6 +53,7 @@ main() {
 what_is_missing() {
     missing_packages | sed 's/^/package /'
     [ -e "$kernel/vmlinuz" ] || echo "the guests' kernel"
+    [ -x "$out/fio" ] || echo "the guests' fio"
     images_are_current || echo "images of the guests (or they are out of date)"
 }
 
@@ -67,6 +71,11 @@ missing_packages() {
     has nbdkit || echo nbdkit
     has ip || echo iproute2
     has tshark || echo tshark
+    has fio || echo fio
+    has mkfs.ext4 && has e2fsck && has resize2fs || echo e2fsprogs
+    # For the guests' fio.
+    has cc || echo gcc libc6-dev
+    has make || echo make
 }
 
 has() { command -v "$1" >/dev/null; }
@@ -105,8 +114,9 @@ need_bookworm() {
     has apt-get && grep -qs '^VERSION_CODENAME=bookworm$' /etc/os-release ||
         die "missing: $*; this script can get them only with apt on Debian bookworm. Elsewhere, install" \
             "QEMU >= 10, user-mode-linux with its modules in $uml_modules, busybox-static," \
-            "dpdk-testpmd, iperf3, nbdkit, iproute2 and tshark, and give a kernel as $kernel/vmlinuz with its" \
-            "modules in $kernel/modules/"
+            "dpdk-testpmd, iperf3, iproute2, tshark, fio, nbdkit, e2fsprogs, a C compiler and make, and give a" \
+            "kernel as $kernel/vmlinuz with its modules in $kernel/modules/ and fio, linked statically, as" \
+            "$out/fio"
 }
 
 # Brings apt's lists up to date, backports included.
@@ -158,26 +168,63 @@ kernel_package() {
         sort -V | tail -n 1
 }
 
+# --- fio ------------------------------------------------------------------------------------------------
+
+# Debian's fio is linked with the clients of storage clusters, 80 MB of libraries. This one is of the same source and
+# linked with nothing.
+build_fio() {
+    need_bookworm "a static fio"
+    local apt=$work/apt
+    mkdir -p "$apt"/{lists,cache,parts}
+    cat >"$apt/parts/source.sources" <<-END
+		Types: deb-src
+		URIs: http://deb.debian.org/debian
+		Suites: bookworm
+		Components: main
+		Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+	END
+    # Lists of its own: it is no business of the machine's where its packages' sources are.
+    local options=(-q -o APT::Sandbox::User=root -o Dir::Etc::SourceList=/dev/null
+        -o "Dir::Etc::SourceParts=$apt/parts" -o "Dir::State::Lists=$apt/lists" -o "Dir::Cache=$apt/cache")
+    say "building fio"
+    apt-get "${options[@]}" update >&2
+    (cd "$apt" && apt-get "${options[@]}" source --download-only fio >&2 && tar xf fio_*.orig.tar.gz)
+    # What else its configure finds on this machine would be linked in.
+    local without=() library
+    for library in native numa rdma rados rbd gfapi http pmem libzbc xnvme tcmalloc lex libnfs; do
+        without+=("--disable-$library")
+    done
+    (cd "$apt"/fio-*/ && ./configure --build-static "${without[@]}" && make -j "$(nproc)" fio && strip fio) \
+        >"$apt/log" 2>&1 || die "cannot build fio: $(tail -n 20 "$apt/log")"
+    mv "$apt"/fio-*/fio "$out/fio"
+}
+
 # --- images ---------------------------------------------------------------------------------------------
 
 # Whether the images were made from exactly what is here now.
 images_are_current() {
-    [ -e "$out/qemu-initrd.gz" ] && [ -e "$out/uml-initrd.gz" ] && [ -e "$out/vmlinuz" ] &&
+    [ -e "$out/qemu-initrd.gz" ] && [ -e "$out/qemu-disk-initrd.gz" ] && [ -e "$out/uml-initrd.gz" ] &&
+        [ -e "$out/vmlinuz" ] &&
         [ "$(made_from 2>/dev/null)" = "$(cat "$out/made-from" 2>/dev/null)" ]
 }
 
 made_from() {
-    sha256sum "$here/init" "$here/setup.sh" "$(command -v busybox)" "$(command -v iperf3)" "$kernel/vmlinuz" \
-        "$(command -v linux.uml)" |
-        cut -d' ' -f1
+    local program
+    sha256sum "$here/init" "$here/setup.sh" "$kernel/vmlinuz" "$out/fio" | cut -d' ' -f1
+    for program in busybox iperf3 linux.uml $disk_programs; do
+        sha256sum "$(command -v "$program")" | cut -d' ' -f1
+    done
 }
 
 build_images() {
     say "building the guests' images"
     rm -f "$out/made-from"
+    # A guest under QEMU takes a while to unpack libraries, so it has programs only where it has a use for them.
     build_image qemu "$kernel/modules"
-    # Only here: a guest under QEMU would take seconds to unpack its libraries.
-    build_image uml "$uml_modules/$(linux.uml --version)" iperf3
+    # shellcheck disable=SC2086  # a list of words
+    build_image qemu-disk "$kernel/modules" "$out/fio" $disk_programs
+    # shellcheck disable=SC2086
+    build_image uml "$uml_modules/$(linux.uml --version)" "$out/fio" $disk_programs iperf3
     cp "$kernel/vmlinuz" "$work/vmlinuz"
     mv "$work/vmlinuz" "$out/vmlinuz"
     # Last, so that an interrupted run is noticed.
@@ -202,11 +249,13 @@ build_image() {
     mv "$work/initrd.gz" "$out/$1-initrd.gz"
 }
 
-# add_program ROOT NAME: adds a program with the libraries it is linked with, at their paths here.
+# add_program ROOT PROGRAM: adds a program with the libraries it is linked with, at their paths here.
 add_program() {
-    local library
-    cp "$(command -v "$2")" "$1/bin/$2"
-    for library in $(ldd "$1/bin/$2" | grep -o '/[^ ]*'); do
+    local file library
+    file=$(command -v "$2")
+    cp "$file" "$1/bin/"
+    # One that is linked with nothing has none.
+    for library in $(ldd "$file" 2>/dev/null | grep -o '/[^ ]*'); do
         install -D "$library" "$1$library"
     done
 }

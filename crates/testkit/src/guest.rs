@@ -1,5 +1,5 @@
 //! Real Linux guests for tests and the demo: a Debian kernel under QEMU's emulation and a User-Mode Linux,
-//! each with network cards behind vhost-user sockets.
+//! each with network cards and disks behind vhost-user sockets.
 //!
 //! `guests/setup.sh` makes what they boot from ([`ensure_images`]). Both run `guests/init`, which takes
 //! shell commands on the console, so a test says what a person would type:
@@ -33,6 +33,10 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use crate::netns::Netns;
 use crate::process::{Process, find_program, target_dir};
 
+mod disk;
+
+pub use disk::{Disk, FioJob};
+
 /// A generous limit for [`Guest::wait_ready`]; a busy machine emulates slowly.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(90);
 
@@ -51,6 +55,8 @@ pub struct Images {
     pub kernel: PathBuf,
     /// The initial RAM disk for QEMU.
     pub qemu_initrd: PathBuf,
+    /// The same with programs for disks, which take a while to unpack.
+    pub qemu_disk_initrd: PathBuf,
     /// The initial RAM disk for User-Mode Linux.
     pub uml_initrd: PathBuf,
 }
@@ -70,6 +76,7 @@ fn make_images() -> Result<Images> {
     Ok(Images {
         kernel: dir.join("vmlinuz"),
         qemu_initrd: dir.join("qemu-initrd.gz"),
+        qemu_disk_initrd: dir.join("qemu-disk-initrd.gz"),
         uml_initrd: dir.join("uml-initrd.gz"),
     })
 }
@@ -155,6 +162,8 @@ impl Nic {
 pub struct QemuOptions {
     /// Its network cards, in the order of its PCI slots.
     pub nics: Vec<Nic>,
+    /// Its disks, in slots after the cards': `vda` is the first.
+    pub disks: Vec<Disk>,
     /// Its memory in MiB, all of it shared with the back-ends.
     pub memory: u32,
     /// Its processors.
@@ -172,12 +181,18 @@ impl QemuOptions {
     pub fn new(nics: impl IntoIterator<Item = Nic>) -> Self {
         Self {
             nics: nics.into_iter().collect(),
+            disks: Vec::new(),
             memory: 256,
             cpus: 1,
             no_reboot: false,
             kernel_args: String::new(),
             args: Vec::new(),
         }
+    }
+
+    /// The same with disks, and no network card.
+    pub fn with_disks(disks: impl IntoIterator<Item = Disk>) -> Self {
+        Self { disks: disks.into_iter().collect(), ..Self::new([]) }
     }
 }
 
@@ -203,7 +218,7 @@ fn start_qemu(mut qemu: Command, name: &str, images: &Images, options: &QemuOpti
         .arg("-kernel")
         .arg(&images.kernel)
         .arg("-initrd")
-        .arg(&images.qemu_initrd)
+        .arg(if options.disks.is_empty() { &images.qemu_initrd } else { &images.qemu_disk_initrd })
         .arg("-append")
         // All but the console is about booting fast: no measuring of clocks, no waiting for entropy.
         .arg(format!(
@@ -214,10 +229,13 @@ fn start_qemu(mut qemu: Command, name: &str, images: &Images, options: &QemuOpti
     if options.no_reboot {
         qemu.arg("-no-reboot");
     }
-    // An IOMMU among them comes before the cards that are behind it.
+    // An IOMMU among them comes before the devices that are behind it.
     qemu.args(&options.args);
     for (index, nic) in options.nics.iter().enumerate() {
         qemu.args(nic.arguments(index));
+    }
+    for (index, disk) in options.disks.iter().enumerate() {
+        qemu.args(disk.arguments(index));
     }
     Ok(Guest::new(Process::start(name, &mut qemu)?, None))
 }
@@ -230,6 +248,8 @@ pub struct UmlOptions {
     /// The vhost-user sockets of its network cards. Their addresses are for the back-end to say, or for
     /// [`Guest::set_mac`] once the guest runs.
     pub nics: Vec<PathBuf>,
+    /// The vhost-user sockets of its disks: `vda` is the first.
+    pub disks: Vec<PathBuf>,
     /// Its memory in MiB, all of it shared with the back-ends.
     pub memory: u32,
     /// Whether a reboot (also after a panic) ends the guest rather than booting again.
@@ -243,10 +263,17 @@ impl UmlOptions {
     pub fn new<P: Into<PathBuf>>(nics: impl IntoIterator<Item = P>) -> Self {
         Self {
             nics: nics.into_iter().map(Into::into).collect(),
+            disks: Vec::new(),
             memory: 256,
             no_reboot: false,
             kernel_args: Vec::new(),
         }
+    }
+
+    /// The same with disks, and no network card.
+    pub fn with_disks<P: Into<PathBuf>>(disks: impl IntoIterator<Item = P>) -> Self {
+        let disks = disks.into_iter().map(Into::into).collect();
+        Self { disks, ..Self::new(Vec::<PathBuf>::new()) }
     }
 }
 
@@ -272,9 +299,11 @@ fn start_uml(mut uml: Command, name: &str, images: &Images, options: &UmlOptions
     if options.no_reboot {
         uml.arg("noreboot");
     }
-    for socket in &options.nics {
-        // 1 is virtio's number for a network card.
-        uml.arg(format!("virtio_uml.device={}:1", socket.display()));
+    // 1 is virtio's number for a network card, 2 for a block device.
+    for (sockets, id) in [(&options.nics, 1), (&options.disks, 2)] {
+        for socket in sockets {
+            uml.arg(format!("virtio_uml.device={}:{id}", socket.display()));
+        }
     }
     uml.args(&options.kernel_args);
     // Each process of the guest is one on the host, so only its group ends all of them.

@@ -82,8 +82,12 @@ impl Server {
 
     /// Starts `program blk` with one disk, on the socket [`Server::socket`]`("disk")`.
     pub fn blk(program: &Path, image: &str, extra: &[&str]) -> Result<Self> {
+        Self::blk_by(Command::new(program), image, extra)
+    }
+
+    /// The same, by a command that becomes the program with the arguments that are added to it.
+    pub fn blk_by(mut command: Command, image: &str, extra: &[&str]) -> Result<Self> {
         let dir = tempfile::tempdir().context("make a directory for sockets")?;
-        let mut command = Command::new(program);
         command.arg("blk").arg(format!("--socket-path={}", socket(dir.path(), "disk").display()));
         command.arg(format!("--blk-file={image}")).args(extra);
         Self::start(command, dir, &["disk"])
@@ -171,7 +175,19 @@ impl Server {
         Ok(pause)
     }
 
-    /// The socket of a port.
+    /// Has it give its one disk another size in bytes, or look how long the image is now (`ringway resize`).
+    pub fn resize(&self, size: Option<u64>) -> Result<()> {
+        let mut command = Command::new(self.command.get_program());
+        command.args(["resize", "--pid", &self.process.pid().to_string()]);
+        if let Some(size) = size {
+            command.args(["--size", &size.to_string()]);
+        }
+        let run = command.output()?;
+        ensure!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        Ok(())
+    }
+
+    /// The socket of a port, or of a disk.
     pub fn socket(&self, port: &str) -> PathBuf {
         socket(self.dir.path(), port)
     }

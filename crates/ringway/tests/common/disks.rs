@@ -40,6 +40,27 @@ impl Image {
         image
     }
 
+    /// The same in QEMU's copy-on-write format.
+    pub(crate) fn new_qcow2(mebibytes: u64) -> Self {
+        let image = Self { dir: tempfile::tempdir().unwrap() };
+        qemu_img(&["create", "-q", "-f", "qcow2", &image.name(), &format!("{mebibytes}M")]);
+        image
+    }
+
+    /// What is on the disk, as a file. An image that has tables is sound, but for space that nobody uses.
+    pub(crate) fn to_raw(&self) -> PathBuf {
+        if !std::fs::read(self.path()).unwrap().starts_with(b"QFI\xfb") {
+            return self.path();
+        }
+        assert!(
+            matches!(qemu_img(&["check", "-q", "-f", "qcow2", &self.name()]), 0 | 3),
+            "the image is damaged"
+        );
+        let raw = self.dir.path().join("raw.img");
+        assert_eq!(qemu_img(&["convert", "-O", "raw", &self.name(), raw.to_str().unwrap()]), 0);
+        raw
+    }
+
     pub(crate) fn path(&self) -> PathBuf {
         self.dir.path().join("disk.img")
     }
@@ -78,6 +99,12 @@ impl Image {
     pub(crate) fn serve(&self, extra: &[&str]) -> Server {
         Server::blk(Path::new(PROGRAM), &self.name(), extra).expect("ringway starts")
     }
+}
+
+/// Runs `qemu-img`; its exit status.
+fn qemu_img(arguments: &[&str]) -> i32 {
+    let status = Command::new(find_program("qemu-img").unwrap()).args(arguments).status().unwrap();
+    status.code().expect("it ends by itself")
 }
 
 /// How QEMU gets to the disk of a server.

@@ -331,8 +331,11 @@ impl Worker {
         match self.rules.judge(header, readable, writable) {
             Err(status) => self.answer(chain, status),
             Ok(Request::GetId) => {
-                chain.writable().write(&self.rules.id());
-                self.answer(chain, Status::Ok);
+                let id = self.rules.id();
+                chain.writable().write(&id);
+                blank(chain.writable().advance(id.len()));
+                self.answer_counted(chain, Status::Ok);
+                self.counters.other_requests.add(1);
             }
             Ok(Request::Read { offset }) => {
                 let mut data = self.spare.pop().unwrap_or_default();
@@ -367,6 +370,9 @@ impl Worker {
             _ => GuestBuf::new(&[]),
         };
         let result = operation.carry_out(&**image, buffer);
+        if result.is_err() && matches!(kind, Kind::Read(_)) {
+            blank(buffer);
+        }
         let status = self.status_of(result);
         self.count(kind, status);
         self.answer_counted(chain, status);
@@ -430,6 +436,7 @@ impl Worker {
             Status::IoError => self.counters.refused.add(1),
             Status::Unsupported => self.counters.unsupported.add(1),
         }
+        blank(chain.writable());
         self.answer_counted(chain, status);
     }
 
@@ -448,6 +455,11 @@ impl Worker {
         self.engine.reap(&mut finished);
         let count = finished.len();
         for Finished { token, data, result } in finished.drain(..) {
+            // A buffer of other requests is empty, or the device's to read.
+            let is_read = matches!(&self.slots[token as usize].flying, Some(Flying { kind: Kind::Read(_), .. }));
+            if is_read && result.is_err() {
+                blank(data.buf());
+            }
             self.spare.push(data);
             let status = self.status_of(result);
             let slot = &mut self.slots[token as usize];
@@ -571,6 +583,14 @@ impl Worker {
             }
             self.engine.sleep(None);
         }
+    }
+}
+
+/// Fills with zeroes what was not read: the driver is told that all before the status byte was written (2.7.8.2).
+fn blank(mut buf: GuestBuf<'_>) {
+    const ZEROES: [u8; 4096] = [0; 4096];
+    while !buf.is_empty() {
+        buf = buf.advance(buf.write(&ZEROES));
     }
 }
 

@@ -5,8 +5,8 @@ mod policy;
 mod port;
 mod uplink;
 
-use std::ffi::OsString;
-use std::path::PathBuf;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand};
@@ -324,6 +324,20 @@ impl FromStr for CaptureArg {
         }
         Ok(Self { port: port.to_owned(), file: file.into(), snaplen })
     }
+}
+
+/// The arguments, with the command that the program's name stands for: `ringway-blk` and `ringway-net` are what QEMU's
+/// conventions call a back-end program, which has no commands.
+pub(crate) fn with_command(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut args: Vec<_> = args.into_iter().collect();
+    let name = args.first().and_then(|name| Path::new(name).file_name());
+    let command = match name.and_then(OsStr::to_str) {
+        Some("ringway-blk") => "blk",
+        Some("ringway-net") => "net",
+        _ => return args,
+    };
+    args.insert(1, command.into());
+    args
 }
 
 /// What [`PRINT_CAPABILITIES`] prints for these arguments, of which the first is the program's name

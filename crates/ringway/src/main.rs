@@ -25,12 +25,13 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    let args = args::with_command(std::env::args_os());
     // By QEMU's conventions for back-end programs all other arguments are ignored then, wrong ones too.
-    if std::env::args_os().any(|arg| arg == args::PRINT_CAPABILITIES) {
-        print!("{}", args::capabilities(std::env::args_os()));
+    if args.iter().any(|arg| arg == args::PRINT_CAPABILITIES) {
+        print!("{}", args::capabilities(args));
         return ExitCode::SUCCESS;
     }
-    let args = args::Args::parse();
+    let args = args::Args::parse_from(args);
     let filter = EnvFilter::try_from_env("RINGWAY_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

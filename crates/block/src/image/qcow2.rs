@@ -62,6 +62,9 @@ pub enum Qcow2Error {
     /// Features that nobody here knows.
     #[error("it has features that are not known: {0:#x}")]
     Features(u64),
+    /// Others may write to it at the same time.
+    #[error("others cannot write to it at the same time (--share-rw): each would have its own idea of its tables")]
+    Shared,
     /// Its format was found out, and it has a backing file.
     #[error("it names a backing file, which is used only if the format is given: --format=qcow2")]
     Untrusted,
@@ -383,6 +386,9 @@ fn open(
     }
     check_header(&file).map_err(fail)?;
     let is_writable = !options.read_only;
+    if options.share && is_writable {
+        return Err(fail(Qcow2Error::Shared));
+    }
     let storage = storage(file, path, options).map_err(|e| fail(e.into()))?;
     let mut image: Format<Storage> = Format::open_image(storage, is_writable).map_err(|e| fail(e.into()))?;
     image.set_data_file(None);

@@ -111,7 +111,7 @@ struct Model {
     features: u64,
 }
 
-/// What a request is to write: data from the start of its device-writable part on, and a status at its end.
+/// What a request is to write: data from the start of its device-writable part on, zeroes behind it, and a status at its end.
 struct Outcome {
     data: Vec<u8>,
     status: u8,
@@ -306,8 +306,12 @@ impl Peer {
             };
             asked -= 1;
             let Asked { at, writable, outcome } = used.owner;
-            assert!(used.written as usize <= writable);
-            let Some(Outcome { data, status }) = outcome else { continue };
+            let Some(Outcome { mut data, status }) = outcome else {
+                assert_eq!(used.written, 0);
+                continue;
+            };
+            assert_eq!(used.written as usize, writable);
+            data.resize(writable - 1, 0);
             self.guest.expect(at, &data);
             self.guest.expect(at + writable - 1, &[status]);
         }

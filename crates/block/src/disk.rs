@@ -10,7 +10,7 @@
 //! A disk whose rings do not run has no thread.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -20,8 +20,7 @@ use ringway_device::blk::BlkDevice;
 use ringway_queue::{Missing, QueueError, ResumeState};
 use ringway_vhost::backend::Device;
 use ringway_vhost::message::protocol_feature;
-use ringway_vhost::{Kick, Notifier, Running, Serving};
-use rustix::event::{EventfdFlags, eventfd};
+use ringway_vhost::{Bell, Kick, Notifier, Running, Serving};
 use tracing::warn;
 
 use crate::counters::Counters;
@@ -58,21 +57,6 @@ pub enum Event {
     },
 }
 
-/// How the threads tell the disk.
-#[derive(Clone)]
-pub(crate) struct Bell {
-    events: Sender<Event>,
-    signal: Arc<OwnedFd>,
-}
-
-impl Bell {
-    pub(crate) fn ring(&self, event: Event) {
-        // Without a disk the program is ending.
-        let _ = self.events.send(event);
-        let _ = rustix::io::write(&self.signal, &1u64.to_ne_bytes());
-    }
-}
-
 /// A queue's thread.
 struct Thread {
     inbox: Arc<Inbox>,
@@ -100,7 +84,7 @@ pub struct DiskDevice {
     /// What was counted before an upgrade, and by the control thread.
     pub(crate) own: Arc<Counters>,
     busy_poll: Duration,
-    bell: Bell,
+    bell: Bell<Event>,
     events: Receiver<Event>,
     pub(crate) session: u64,
     /// The session that was counted last.
@@ -117,8 +101,7 @@ impl DiskDevice {
     /// # Errors
     /// The kernel's.
     pub fn new(name: String, device: BlkDevice, way: Way, busy_poll: Duration) -> io::Result<Self> {
-        let (sender, events) = channel();
-        let signal = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let (bell, events) = Bell::new()?;
         let queues = device.max_queues();
         Ok(Self {
             name,
@@ -129,7 +112,7 @@ impl DiskDevice {
             counters: (0..queues).map(|_| Arc::default()).collect(),
             own: Arc::default(),
             busy_poll,
-            bell: Bell { events: sender, signal: signal.into() },
+            bell,
             events,
             session: 0,
             counted: None,
@@ -150,12 +133,12 @@ impl DiskDevice {
 
     /// Readable when there are events.
     pub fn event_fd(&self) -> BorrowedFd<'_> {
-        self.bell.signal.as_fd()
+        self.bell.signal().as_fd()
     }
 
     /// The events since the last call; clears [`DiskDevice::event_fd`].
     pub fn events(&mut self) -> Vec<Event> {
-        let _ = rustix::io::read(&self.bell.signal, &mut [0; 8]);
+        self.bell.signal().clear();
         self.events.try_iter().collect()
     }
 

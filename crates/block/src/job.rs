@@ -8,12 +8,12 @@
 //! has failed.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ringway_memory::{GuestBuf, Kept};
-use rustix::event::{EventfdFlags, eventfd};
+use ringway_vhost::Signal;
 
 /// Bytes of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -215,7 +215,7 @@ pub struct Mailbox {
     /// There is something in `done`; looked at without the lock.
     has_mail: AtomicBool,
     is_abandoned: AtomicBool,
-    signal: OwnedFd,
+    signal: Signal,
 }
 
 impl Mailbox {
@@ -224,7 +224,7 @@ impl Mailbox {
     /// # Errors
     /// The kernel's, if it has no more file descriptors.
     pub fn new() -> io::Result<Self> {
-        let signal = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let signal = Signal::new()?;
         let (has_mail, is_abandoned) = (AtomicBool::new(false), AtomicBool::new(false));
         Ok(Self { done: Mutex::default(), has_mail, is_abandoned, signal })
     }
@@ -252,8 +252,7 @@ impl Mailbox {
 
     /// Wakes whoever waits for [`Mailbox::as_fd`].
     pub fn ring(&self) {
-        // A counter at its limit is readable, which is all that is wanted.
-        let _ = rustix::io::write(&self.signal, &1u64.to_ne_bytes());
+        self.signal.raise();
     }
 
     /// Tells all jobs of this queue that it waits no longer.

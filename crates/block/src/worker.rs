@@ -23,11 +23,11 @@ use std::time::{Duration, Instant};
 use ringway_device::blk::{HEADER_LEN, RangeKind, Request, Rules, Status};
 use ringway_memory::{GuestBuf, Kept};
 use ringway_queue::{Burst, Chain, InFlight, QueueError, ResumeState};
-use ringway_vhost::{Kick, Notifier, Serving};
+use ringway_vhost::{Bell, Kick, Notifier, Serving};
 use tracing::{debug, warn};
 
 use crate::counters::{Counter, Counters};
-use crate::disk::{Bell, Event};
+use crate::disk::Event;
 use crate::engine::{Engine, Finished};
 use crate::job::{Mailbox, Operation, Range};
 
@@ -137,7 +137,7 @@ pub(crate) struct Start {
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) rules: Arc<SharedRules>,
     pub(crate) counters: Arc<Counters>,
-    pub(crate) bell: Bell,
+    pub(crate) bell: Bell<Event>,
     pub(crate) busy_poll: Duration,
 }
 
@@ -152,7 +152,7 @@ pub(crate) struct Worker {
     rules: Rules,
     rules_version: u64,
     counters: Arc<Counters>,
-    bell: Bell,
+    bell: Bell<Event>,
     busy_poll: Duration,
     slots: Vec<Slot>,
     free: Vec<u32>,
@@ -456,7 +456,8 @@ impl Worker {
         let count = finished.len();
         for Finished { token, data, result } in finished.drain(..) {
             // A buffer of other requests is empty, or the device's to read.
-            let is_read = matches!(&self.slots[token as usize].flying, Some(Flying { kind: Kind::Read(_), .. }));
+            let is_read =
+                matches!(&self.slots[token as usize].flying, Some(Flying { kind: Kind::Read(_), .. }));
             if is_read && result.is_err() {
                 blank(data.buf());
             }

@@ -7,12 +7,13 @@ use arrayvec::ArrayVec;
 use ringway_device::net::Hash;
 use ringway_memory::GuestBuf;
 use ringway_queue::{Missing, QueueError};
+use ringway_vhost::Bell;
 
 use crate::capture::{Direction, Probes};
 use crate::counters::{Counters, DropReason};
 use crate::frame::Frame;
 use crate::offload;
-use crate::plane::{Bell, lock};
+use crate::plane::lock;
 use crate::port::guest::{PLAIN_HEADER, RxQueue, RxRing, Undelivered};
 use crate::port::uplink::UplinkWriter;
 use crate::port::wishes::Receivers;
@@ -127,7 +128,7 @@ const OPEN_RINGS: usize = 8;
 pub(crate) struct Delivery<'w> {
     ports: &'w [PortSlot],
     scratch: &'w mut Vec<u8>,
-    bell: &'w Bell,
+    bell: &'w Bell<Event>,
     /// What limits the rates at which ports get frames, if any does.
     limits: Option<(&'w Switch, Now)>,
     /// `None` if nothing is captured.
@@ -151,7 +152,7 @@ impl<'w> Delivery<'w> {
     pub(crate) fn new(
         ports: &'w [PortSlot],
         scratch: &'w mut Vec<u8>,
-        bell: &'w Bell,
+        bell: &'w Bell<Event>,
         limits: Option<(&'w Switch, Now)>,
         probes: &'w mut Probes,
     ) -> Self {

@@ -15,13 +15,14 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ringway_device::net::Offloads;
-use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use ringway_vhost::{Bell, Signal};
+use rustix::event::{Timespec, epoll};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::capture::{Capture, Interface, Summary, Target};
@@ -105,10 +106,9 @@ impl Plane {
     /// # Errors
     /// The kernel's.
     pub fn restore(ports: Vec<PortSpec>, options: &Options, state: &PlaneState) -> io::Result<Self> {
-        let (sender, events) = channel();
-        let bell = Bell { events: sender, signal: signal()?.into() };
+        let (bell, events) = Bell::new()?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        watch(&epoll, bell.signal.as_fd(), Token::Wake)?;
+        watch(&epoll, bell.signal().as_fd(), Token::Wake)?;
         let mut policies = options.policies.clone();
         policies.resize_with(ports.len(), PortPolicy::default);
         let switch = Arc::new(Switch::new(&policies, &options.mirrors));
@@ -269,30 +269,6 @@ fn pin(cpu: usize) -> io::Result<()> {
     sched_setaffinity(None, &set).map_err(|error| told(&error))
 }
 
-fn signal() -> rustix::io::Result<OwnedFd> {
-    eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-}
-
-fn raise(signal: &OwnedFd) {
-    // A counter at its limit is readable, which is all that is wanted.
-    let _ = rustix::io::write(signal, &1u64.to_ne_bytes());
-}
-
-/// How the workers tell the control thread.
-#[derive(Clone)]
-pub(crate) struct Bell {
-    events: Sender<Event>,
-    signal: Arc<OwnedFd>,
-}
-
-impl Bell {
-    pub(crate) fn ring(&self, event: Event) {
-        // Without a control thread the program is ending.
-        let _ = self.events.send(event);
-        raise(&self.signal);
-    }
-}
-
 /// Whether the workers may work.
 struct Gate {
     /// How many times it was closed and not opened.
@@ -350,14 +326,14 @@ pub(crate) struct Lane {
     /// `None` before the start and after the end.
     body: Mutex<Option<Worker>>,
     pub(crate) epoll: Arc<OwnedFd>,
-    wake: OwnedFd,
+    wake: Signal,
     pub(crate) counters: Arc<WorkerCounters>,
 }
 
 impl Lane {
     fn new() -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let wake = signal()?;
+        let wake = Signal::new()?;
         watch(&epoll, wake.as_fd(), Token::Wake)?;
         Ok(Self { body: Mutex::new(None), epoll: epoll.into(), wake, counters: Arc::default() })
     }
@@ -374,7 +350,7 @@ pub(crate) struct Lanes {
     /// By port: what the control thread counts, and was counted before an upgrade; then what each worker counts.
     counters: Vec<Vec<Arc<Counters>>>,
     waits: u64,
-    pub(crate) bell: Bell,
+    pub(crate) bell: Bell<Event>,
 }
 
 impl Lanes {
@@ -431,7 +407,7 @@ impl Lanes {
 
     fn wake(&self) {
         for lane in &self.workers {
-            raise(&lane.wake);
+            lane.wake.raise();
         }
     }
 

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use ringway_device::net::Offloads;
 use ringway_memory::{GuestBuf, GuestSlice};
 use ringway_queue::{Burst, QueueError};
+use ringway_vhost::Bell;
 use rustix::event::Timespec;
 
 use crate::capture::{Direction, Probes};
@@ -30,7 +31,7 @@ use crate::fabric::{Delivery, Event, Forward, PortKind, PortSlot};
 use crate::frame::{Ethernet, Frame, Mac, Prefix, rarp};
 use crate::generator::Generator;
 use crate::offload::MAX_FRAME;
-use crate::plane::{Bell, Options, WorkerCounters, count_time, lock};
+use crate::plane::{Options, WorkerCounters, count_time, lock};
 use crate::port::guest::{PLAIN_HEADER, RxRing, TxRing};
 use crate::port::uplink::UplinkReader;
 use crate::port::wishes::Receivers;
@@ -97,7 +98,7 @@ struct Fabric {
     scratch: Vec<u8>,
     /// The time of the last look at the clock.
     now: Now,
-    bell: Bell,
+    bell: Bell<Event>,
     probes: Probes,
 }
 
@@ -245,7 +246,7 @@ impl Worker {
         uplinks: Vec<(usize, UplinkReader)>,
         switch: Arc<Switch>,
         (epoll, counters): (Arc<OwnedFd>, Arc<WorkerCounters>),
-        bell: Bell,
+        bell: Bell<Event>,
         options: &Options,
         start: Instant,
     ) -> io::Result<Self> {

@@ -26,9 +26,11 @@ pub mod handover;
 pub mod inflight;
 pub mod message;
 mod serving;
+mod signal;
 pub mod socket;
 mod vring;
 
 pub use counter::Counter;
 pub use serving::Serving;
+pub use signal::{Bell, Signal};
 pub use vring::{Kick, Notifier, Running};

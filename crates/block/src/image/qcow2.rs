@@ -63,7 +63,9 @@ pub enum Qcow2Error {
     #[error("it has features that are not known: {0:#x}")]
     Features(u64),
     /// Others may write to it at the same time.
-    #[error("others cannot write to it at the same time (--share-rw): each would have its own idea of its tables")]
+    #[error(
+        "others cannot write to it at the same time (--share-rw): each would have its own idea of its tables"
+    )]
     Shared,
     /// Its format was found out, and it has a backing file.
     #[error("it names a backing file, which is used only if the format is given: --format=qcow2")]

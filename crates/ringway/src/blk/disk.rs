@@ -10,7 +10,7 @@
 //!
 //! All that it may have to wait for, it waits for here: for a ring to stop, for an image to tell its size.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{
@@ -23,8 +23,9 @@ use ringway_block::disk::{DiskDevice, Event};
 use ringway_block::image::Image;
 use ringway_memory::MemoryError;
 use ringway_queue::QueueError;
+use ringway_vhost::Signal;
 use ringway_vhost::endpoint::Endpoint;
-use rustix::event::{EventfdFlags, PollFlags, eventfd};
+use rustix::event::PollFlags;
 use tracing::{error, info, warn};
 
 use super::counters::DiskCounters;
@@ -55,7 +56,7 @@ pub(super) struct Disk {
     pub(super) counters: DiskCounters,
     /// The thread ends when this is gone.
     orders: Option<Sender<Order>>,
-    bell: Arc<OwnedFd>,
+    bell: Arc<Signal>,
     is_spent: Arc<AtomicBool>,
     /// Nothing comes here, and nothing can when the thread has ended.
     ended: Receiver<()>,
@@ -65,34 +66,19 @@ pub(super) struct Disk {
 struct Mail {
     name: String,
     orders: Receiver<Order>,
-    bell: Arc<OwnedFd>,
+    bell: Arc<Signal>,
     is_spent: Arc<AtomicBool>,
     /// Where the main thread hears that there is something to see.
-    main: Arc<OwnedFd>,
+    main: Arc<Signal>,
     _alive: Sender<()>,
-}
-
-/// Who rings it wakes who polls it.
-pub(super) fn bell() -> Result<Arc<OwnedFd>> {
-    Ok(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
-}
-
-pub(super) fn ring(bell: &OwnedFd) {
-    // It can only be full, and then it rings.
-    let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
-}
-
-pub(super) fn hush(bell: &OwnedFd) {
-    // Without anything to read it is quiet already.
-    let _ = rustix::io::read(bell, &mut [0; 8]);
 }
 
 impl Disk {
     /// A disk whose thread waits for its parts. `main` is rung when [`Disk::is_spent`] may have changed.
-    pub(super) fn new(name: &str, counters: DiskCounters, main: &Arc<OwnedFd>) -> Result<Self> {
+    pub(super) fn new(name: &str, counters: DiskCounters, main: &Arc<Signal>) -> Result<Self> {
         let (sender, orders) = channel();
         let (alive, ended) = channel();
-        let (bell, is_spent) = (bell()?, Arc::<AtomicBool>::default());
+        let (bell, is_spent) = (Arc::new(Signal::new()?), Arc::<AtomicBool>::default());
         let mail = Mail {
             name: name.to_owned(),
             orders,
@@ -131,7 +117,7 @@ impl Disk {
     /// Has it end.
     pub(super) fn end(&mut self) {
         self.orders = None;
-        ring(&self.bell);
+        self.bell.raise();
     }
 
     /// Waits until it has ended, but not for longer.
@@ -146,7 +132,7 @@ impl Disk {
         if let Some(orders) = &self.orders {
             // A thread that has failed said so.
             let _ = orders.send(order);
-            ring(&self.bell);
+            self.bell.raise();
         }
     }
 }
@@ -223,9 +209,9 @@ impl Mail {
                 obey(&event, &mut parts.endpoint);
             }
             if parts.endpoint.is_spent() && !self.is_spent.swap(true, Ordering::Relaxed) {
-                ring(&self.main);
+                self.main.raise();
             }
-            hush(&self.bell);
+            self.bell.clear();
             if let Some(stop) = self.carry_out_orders(parts) {
                 return stop;
             }
@@ -283,7 +269,7 @@ impl Drop for Mail {
     /// The thread ends, perhaps in a panic.
     fn drop(&mut self) {
         self.is_spent.store(true, Ordering::Relaxed);
-        ring(&self.main);
+        self.main.raise();
     }
 }
 

@@ -1,19 +1,20 @@
 //! Disks as they run, seen from the main thread.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use ringway_block::handover::DiskState;
 use ringway_block::image::{Image, ImageState};
+use ringway_vhost::Signal;
 use ringway_vhost::endpoint::Endpoint;
 use ringway_vhost::handover::{EndpointState, FilesIn, FilesOut, HandoverError};
 use rustix::event::PollFlags;
 use serde::{Deserialize, Serialize};
 
 use super::counters::{self, DiskCounters};
-use super::disk::{self, Disk, Parts};
+use super::disk::{Disk, Parts};
 use super::plan::{DiskPlan, Plan};
 use super::resize::Resizes;
 use crate::serve::{Deadline, Interest, Server};
@@ -30,7 +31,7 @@ pub(crate) struct BlkServer {
     waiting: Held,
     resizes: Resizes,
     /// Rung by the disks' threads.
-    bell: Arc<OwnedFd>,
+    bell: Arc<Signal>,
 }
 
 /// What disks that stand still are made of, in their order.
@@ -83,7 +84,7 @@ impl Server for BlkServer {
     }
 
     fn turn(&mut self, _parts: &[usize]) {
-        disk::hush(&self.bell);
+        self.bell.clear();
         self.resizes.turn(&self.disks);
     }
 
@@ -168,7 +169,7 @@ impl Server for BlkServer {
 impl BlkServer {
     /// Disks that wait until they are to go.
     pub(super) fn new(plan: &Plan, parts: Held) -> Result<Self> {
-        let bell = disk::bell()?;
+        let bell = Arc::new(Signal::new()?);
         let disk = |(disk, parts): (&DiskPlan, &Parts)| {
             let counters = DiskCounters(parts.endpoint.device().counting());
             Disk::new(&disk.name, counters, &bell)

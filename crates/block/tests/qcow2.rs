@@ -358,6 +358,14 @@ fn images_that_need_more_are_refused_and_stay_as_they_are() {
 }
 
 #[test]
+fn nobody_else_writes_to_an_image() {
+    let directory = directory();
+    qemu_img(directory.path(), &["create", "-f", "qcow2", "image", "1M"]);
+    let shared = OpenOptions { share: true, ..options() };
+    assert!(matches!(problem(&directory.path().join("image"), &shared), Qcow2Error::Shared));
+}
+
+#[test]
 fn qemu_img_keeps_off_and_readers_share() {
     let at = directory();
     base(at.path(), 61, SIZE);

@@ -38,6 +38,24 @@ fn capabilities() {
     }
 }
 
+/// A link with the name of a command is a program without commands.
+#[test]
+fn the_name_stands_for_a_command() {
+    let directory = tempfile::tempdir().unwrap();
+    for (name, kind, says) in [("ringway-blk", "block", "--blk-file"), ("ringway-net", "net", "--fd")] {
+        let link = directory.path().join(name);
+        std::os::unix::fs::symlink(PROGRAM, &link).unwrap();
+        let output = |arg: &str| Command::new(&link).arg(arg).output().unwrap();
+        let printed: serde_json::Value =
+            serde_json::from_slice(&output("--print-capabilities").stdout).unwrap();
+        assert_eq!(printed["type"], kind);
+        let refused = output(if kind == "block" { "--socket-path=/tmp/s" } else { "--mtu=1500" });
+        assert!(!refused.status.success());
+        let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(told.contains(says), "{told}");
+    }
+}
+
 /// [VU-BE-backend-program-conventions-02] [VU-BE-backend-program-conventions-03] What cannot work ends early,
 /// with a status and a line that says what and where.
 #[test]

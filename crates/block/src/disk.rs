@@ -362,6 +362,14 @@ impl Device for DiskDevice {
         is_allowed
     }
 
+    fn orders(&self) -> Vec<u8> {
+        self.device.save()
+    }
+
+    fn restore_orders(&mut self, orders: &[u8]) -> Result<(), String> {
+        self.load_state(orders)
+    }
+
     fn save_state(&self) -> Vec<u8> {
         self.device.save()
     }

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use disks::{Image, LONG, PROGRAM, SOON, disk, expect_no_complaint, expect_no_warning, qemu, seed};
 use ringway_spec::feature::{RING_EVENT_IDX, RING_PACKED};
-use ringway_testkit::disk::DiskOptions;
 use ringway_testkit::disk::checker::{Checker, Random};
+use ringway_testkit::disk::{DiskDriver, DiskOptions};
 use ringway_testkit::frontend::wire::feature;
 use ringway_testkit::guest::{FioJob, QemuOptions};
 use ringway_testkit::server::Server;
@@ -67,6 +67,38 @@ fn a_driver_in_user_space_outlives_50_crashes() {
 fn a_qcow2_image_outlives_50_crashes() {
     let options = DiskOptions::new(RING_EVENT_IDX | RING_PACKED);
     crashes(50, &Image::new_qcow2(8), &["--format=qcow2"], options);
+}
+
+/// A driver says once whether the disk is to cache writes; it holds after crashes of the server, too.
+#[test]
+fn the_cache_stays_as_the_driver_wants_it() {
+    const CONFIG_WCE: u64 = 1 << 11;
+    const FLUSH: u64 = 1 << 9;
+    const WRITEBACK: u32 = 32;
+    for (mode, ordered) in [("direct", 0), ("writethrough", 1)] {
+        let image = Image::new(1);
+        let mut server = image.serve(&[&format!("--cache={mode}")]);
+        let socket = server.socket("disk");
+        let connect = || Connection::connect(&socket).unwrap();
+        let mut driver = DiskDriver::start(connect(), DiskOptions::new(CONFIG_WCE | FLUSH)).unwrap();
+        let first = driver.frontend.config(WRITEBACK, 1).unwrap();
+        assert_ne!(first, [ordered], "{mode}");
+        let mut crash = |driver: &mut DiskDriver| {
+            server.process().signal(Signal::KILL).unwrap();
+            server.restart().unwrap();
+            driver.reconnect(connect()).unwrap();
+            driver.frontend.config(WRITEBACK, 1).unwrap()
+        };
+        assert_eq!(crash(&mut driver), first, "{mode}: nothing was ordered");
+        driver.frontend.set_config(WRITEBACK, &[ordered]).unwrap();
+        for _ in 0..2 {
+            assert_eq!(crash(&mut driver), [ordered], "{mode}");
+        }
+        // Another driver, another record.
+        drop(driver);
+        let mut driver = DiskDriver::start(connect(), DiskOptions::new(CONFIG_WCE | FLUSH)).unwrap();
+        assert_eq!(driver.frontend.config(WRITEBACK, 1).unwrap(), first, "{mode}");
+    }
 }
 
 /// A disk that keeps nothing is found out at once, and one that forgets in a crash after it.

@@ -110,6 +110,8 @@ pub struct Session<D: Device> {
     log: Option<Arc<DirtyLog>>,
     /// Where to record what is in flight.
     inflight: Option<InflightFile>,
+    /// The driver has written to the configuration space since the device was reset.
+    has_orders: bool,
     /// What is known of the guest's IOMMU, with `ACCESS_PLATFORM`.
     translations: Arc<Iotlb>,
     /// What was asked for and not answered yet, by address.
@@ -138,6 +140,7 @@ impl<D: Device> Session<D> {
             channel: None,
             log: None,
             inflight: None,
+            has_orders: false,
             translations: Arc::default(),
             asked: BTreeMap::new(),
             postcopy: Postcopy::default(),
@@ -348,6 +351,8 @@ impl<D: Device> Session<D> {
                 self.require(pf::CONFIG)?;
                 let is_migration = flags == CONFIG_MIGRATION;
                 self.accept(|device| device.write_config(offset as usize, &bytes, is_migration))?;
+                self.has_orders = true;
+                self.record_orders();
             }
             Request::SetBackendReqFd(fd) => self.set_channel(fd)?,
             Request::ResetDevice => {
@@ -450,12 +455,16 @@ impl<D: Device> Session<D> {
             vring.base = Base::Start;
         }
         self.features = None;
-        // Nothing is in flight any more. Who wants it recorded again gives another file.
+        self.device.reset();
+        self.has_orders = false;
+        if self.inflight.as_ref().is_some_and(|file| file.orders().is_some()) {
+            self.record_orders();
+        }
+        // Nothing is in flight any more. Who wants it recorded again gives another file, or the same.
         self.inflight = None;
         self.translations = Arc::default();
         self.asked.clear();
         self.update_memory();
-        self.device.reset();
     }
 
     // The device's configuration and state

@@ -5,8 +5,12 @@
 //!   GET_INFLIGHT_FD ──► create ──► description and file to the front-end
 //!   SET_INFLIGHT_FD ──► adopt  ──► area(n) to the queue of vring n when it starts
 //!
-//!   file   … │ queue 0 │ queue 1 │ …      from `offset` on, each as long as the queue size and the format ask for
+//!   file   … │ queue 0 │ queue 1 │ … │ order      from `offset` on, each as long as the queue size and the format ask for
 //! ```
+//!
+//! A driver's orders to the device, such as a disk's cache mode, are given once, and no front-end gives them again to the
+//! next process. So they are kept here as well, in a word behind the queues: 0xA5, their length, up to six bytes. A file that
+//! was not made here has no such word.
 //!
 //! What is in a queue's part is the queue's matter. The front-end may write to all of it, and may cut the file off.
 
@@ -24,6 +28,10 @@ use crate::message::InflightDescription;
 
 /// What a file's offset must be a multiple of: the size of the largest word in it.
 const ALIGN: u64 = 8;
+/// Length of the driver's orders behind the queues.
+const ORDERS: usize = 8;
+/// Their first byte.
+const ORDERS_MAGIC: u8 = 0xa5;
 
 /// Why a file cannot record what is in flight.
 #[derive(Debug, Error)]
@@ -75,7 +83,7 @@ impl InflightFile {
         max_queues: u16,
     ) -> Result<Self, InflightFileError> {
         check(queues, queue_size, max_queues)?;
-        let len = (usize::from(queues) * region_size(queue_size, features)) as u64;
+        let len = (usize::from(queues) * region_size(queue_size, features) + ORDERS) as u64;
         let file = memfd_create("inflight", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
             .map_err(io::Error::from)?;
         ftruncate(&file, len).map_err(io::Error::from)?;
@@ -104,6 +112,7 @@ impl InflightFile {
         }
         // Features may be negotiated later, and the other format needs more. What is there beyond that is of no use.
         let most = usize::from(queues) * region_size(queue_size, RING_PACKED);
+        let most = most + ORDERS;
         let area = Mapping::area(file.try_clone()?, offset, most.min(len.try_into().unwrap_or(most)))?;
         Ok(Self { file, description, area })
     }
@@ -111,6 +120,32 @@ impl InflightFile {
     /// What the front-end is told of the file, or told us.
     pub fn description(&self) -> InflightDescription {
         self.description
+    }
+
+    /// Records a driver's orders to the device, if they are so few and there is room.
+    pub fn record_orders(&self, orders: &[u8]) {
+        let mut word = [0; ORDERS];
+        if let Some(at) = self.orders_at()
+            && let Some(room) = word[2..].get_mut(..orders.len())
+        {
+            room.copy_from_slice(orders);
+            word[..2].copy_from_slice(&[ORDERS_MAGIC, orders.len() as u8]);
+            self.area.store_u64(at, u64::from_le_bytes(word));
+        }
+    }
+
+    /// The orders that were recorded, if any were.
+    pub fn orders(&self) -> Option<Vec<u8>> {
+        let word = self.area.load_u64(self.orders_at()?).to_le_bytes();
+        let [ORDERS_MAGIC, len, rest @ ..] = word else { return None };
+        rest.get(..len.into()).map(<[u8]>::to_vec)
+    }
+
+    /// Where they are: at the end of a file that was made here, in either format.
+    fn orders_at(&self) -> Option<usize> {
+        let InflightDescription { len, queues, queue_size, .. } = self.description;
+        let ends = [0, RING_PACKED].map(|format| usize::from(queues) * region_size(queue_size, format));
+        ends.into_iter().find(|end| (end + ORDERS) as u64 == len)
     }
 
     /// The part of vring `index`, by the negotiated features; `None`: it is not among those recorded.
@@ -168,8 +203,8 @@ mod tests {
             let file = InflightFile::create(3, 256, features, 4).expect("a file");
             let size = region_size(256, features);
             let description = file.description();
-            let expected =
-                InflightDescription { len: 3 * size as u64, offset: 0, queues: 3, queue_size: 256 };
+            let len = 3 * size as u64 + 8;
+            let expected = InflightDescription { len, offset: 0, queues: 3, queue_size: 256 };
             assert_eq!(description, expected);
             for index in 0..3 {
                 let area = file.area(index, features).expect("room").expect("a part");
@@ -192,12 +227,35 @@ mod tests {
         }
     }
 
+    /// What a driver ordered comes back as well, from a file that was made here.
+    #[test]
+    fn orders_come_back() {
+        for features in FORMATS {
+            let file = InflightFile::create(2, 64, features, 4).expect("a file");
+            assert_eq!(file.orders(), None);
+            for orders in [&[1, 0][..], &[], &[1, 2, 3, 4, 5, 6]] {
+                file.record_orders(orders);
+                let same = adopt(&file, |_| {}).expect("the same file");
+                assert_eq!(same.orders().as_deref(), Some(orders));
+            }
+            file.record_orders(&[9; 7]);
+            assert_eq!(file.orders().as_deref(), Some(&[1, 2, 3, 4, 5, 6][..]), "too many to be recorded");
+            let at = file.orders_at().expect("it is ours");
+            for word in [u64::MAX, 0x07a5, 0xffa5] {
+                file.area.store_u64(at, word);
+                assert_eq!(file.orders(), None, "{word:#x}");
+            }
+            let last = file.area(1, features).expect("room").expect("a part");
+            assert_eq!(last.load_u64(last.len() - 8), 0, "queues have their parts for themselves");
+        }
+    }
+
     #[test]
     fn nobody_can_shorten_a_file_of_ours() {
         let file = InflightFile::create(1, 256, 0, 1).expect("a file");
         assert!(ftruncate(&file, 0).is_err());
         let file = std::fs::File::from(file.as_fd().try_clone_to_owned().expect("a descriptor"));
-        assert_eq!(file.metadata().expect("metadata").size(), region_size(256, 0) as u64);
+        assert_eq!(file.metadata().expect("metadata").size(), region_size(256, 0) as u64 + 8);
     }
 
     /// One that is not ours can be cut off: that is seen, and does no harm.
@@ -232,7 +290,8 @@ mod tests {
         assert!(adopt(&file, |_| {}).is_ok());
         assert!(matches!(adopt(&file, |d| d.queues = 5), Err(E::Queues { queues: 5, max: 4 })));
         assert!(matches!(adopt(&file, |d| d.queue_size = 0), Err(E::QueueSize(0))));
-        assert!(matches!(adopt(&file, |d| d.len -= 1), Err(E::Short { .. })));
+        assert!(adopt(&file, |d| d.len -= 8).expect("a file of another's making").orders_at().is_none());
+        assert!(matches!(adopt(&file, |d| d.len -= 9), Err(E::Short { .. })));
         assert!(matches!(adopt(&file, |d| d.queue_size = 128), Err(E::Short { .. })));
         assert!(matches!(adopt(&file, |d| d.offset = 4), Err(E::Misaligned(4))));
         assert!(matches!(adopt(&file, |d| d.offset = 8), Err(E::Map(MapError::PastEnd { .. }))));

@@ -54,6 +54,17 @@ pub trait Device {
         false
     }
 
+    /// What the driver has ordered by [`Device::write_config`], in six bytes at most. It is recorded with what is in flight:
+    /// the driver does not say it again to the next process.
+    fn orders(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Goes by what the driver ordered of the process before this one. The message of an error is for people.
+    fn restore_orders(&mut self, _orders: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
+
     /// The front-end's MTU; false if the device cannot have it.
     fn set_mtu(&mut self, _mtu: u64) -> bool {
         false

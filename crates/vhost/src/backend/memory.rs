@@ -17,6 +17,8 @@ use std::sync::Arc;
 
 use ringway_memory::{DirtyLog, FrontendVa, MapError, Mapping, MemoryTable, Region, Userfault};
 
+use tracing::debug;
+
 use super::{Answer, Device, MAX_REGIONS, RequestError, Session};
 use crate::inflight::InflightFile;
 use crate::message::{F_LOG_ALL, InflightDescription, RegionDescription, protocol_feature as pf};
@@ -174,8 +176,25 @@ impl<D: Device> Session<D> {
             return Err(RequestError::OutOfTurn("a vring is running"));
         }
         let features = self.features.unwrap_or_default();
-        self.inflight = Some(InflightFile::adopt(file, description, features, self.vrings.len() as u16)?);
+        let file = InflightFile::adopt(file, description, features, self.vrings.len() as u16)?;
+        let orders = file.orders();
+        self.inflight = Some(file);
+        if self.has_orders {
+            self.record_orders();
+        } else if let Some(orders) = orders
+            // Given to the process before this one. Those that make no sense are the front-end's loss.
+            && let Err(error) = self.device.restore_orders(&orders)
+        {
+            debug!("what was recorded of a driver's orders is of no use: {error}");
+        }
         Ok(())
+    }
+
+    /// Records what the driver has ordered, for the process after this one.
+    pub(super) fn record_orders(&self) {
+        if let Some(file) = &self.inflight {
+            file.record_orders(&self.device.orders());
+        }
     }
 
     // Postcopy

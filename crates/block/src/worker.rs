@@ -33,8 +33,9 @@ use crate::job::{Mailbox, Operation, Range};
 
 /// The most chains that are taken at a time.
 const BURST: usize = 32;
-/// How many requests are answered together, of those that are done at once.
-const HERE_BURST: usize = 8;
+/// How many requests begin, or are answered, together: the storage and the driver go on meanwhile. With more, all would wait for
+/// each other in turns.
+const SHARE: usize = 4;
 /// Looks in vain between two at the clock.
 const IDLE_ROUNDS: u32 = 8;
 /// How often a queue is looked at whose driver does not kick.
@@ -285,7 +286,8 @@ impl Worker {
         if self.vring.has_failed() {
             return 0;
         }
-        let most = BURST.min(self.free.len());
+        let is_here = self.engine.here().is_some();
+        let most = if is_here { BURST } else { SHARE }.min(self.free.len());
         let count = match self.vring.queue.take(burst, most) {
             Ok(count) => count,
             Err(error) => {
@@ -310,7 +312,7 @@ impl Worker {
             self.begin(chain);
             done += 1;
             // The driver goes on meanwhile.
-            if done % HERE_BURST == 0 && self.engine.here().is_some() {
+            if is_here && done % SHARE == 0 {
                 self.publish();
             }
         }
@@ -454,7 +456,10 @@ impl Worker {
         let mut finished = std::mem::take(&mut self.finished);
         self.engine.reap(&mut finished);
         let count = finished.len();
-        for Finished { token, data, result } in finished.drain(..) {
+        for (number, Finished { token, data, result }) in finished.drain(..).enumerate() {
+            if number > 0 && number % SHARE == 0 {
+                self.publish();
+            }
             // A buffer of other requests is empty, or the device's to read.
             let is_read =
                 matches!(&self.slots[token as usize].flying, Some(Flying { kind: Kind::Read(_), .. }));

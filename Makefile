@@ -14,7 +14,7 @@ BENCH ?=
 build:
 	$(CARGO) build --release --package ringway
 
-# Two Linux guests, QEMU and User-Mode Linux, exchange traffic through `ringway switch`.
+# Two Linux guests, QEMU and User-Mode Linux, exchange traffic through `ringway switch`; one has a disk of `ringway blk`.
 demo:
 	$(CARGO) build --release --package ringway --package xtask
 	guests/setup.sh

@@ -1,5 +1,8 @@
 //! The demonstration: two unmodified Linux guests, one under QEMU and one as User-Mode Linux, exchange traffic
-//! through `ringway switch`. Prints what it sees, ends with PASS or FAIL, leaves nothing behind.
+//! through `ringway switch`; then one has a disk of `ringway blk`. Prints what it sees, ends with PASS or FAIL, leaves
+//! nothing behind.
+
+mod disk;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,7 +18,7 @@ use ringway_testkit::server::Server;
 const QEMU: (&str, &str) = ("10.0.0.1", "02:00:00:00:00:0a");
 const UML: (&str, &str) = ("10.0.0.2", "02:00:00:00:00:0b");
 /// How long the part with guests may take in all.
-const LIMIT: Duration = Duration::from_secs(110);
+const LIMIT: Duration = Duration::from_mins(3);
 const MEBIBYTES: u32 = 64;
 
 /// What the demonstration runs.
@@ -60,21 +63,26 @@ fn demonstrate(options: &Options) -> Result<()> {
     println!("Getting guest kernels and programs (only the first time takes a while) …");
     let images = ensure_images()?;
     let teller = Teller(Instant::now());
+    demonstrate_network(options, &images, &teller)?;
+    disk::demonstrate(options, &images, &teller)
+}
+
+fn demonstrate_network(options: &Options, images: &Images, teller: &Teller) -> Result<()> {
     let ports = [format!("qemu,mac={}", QEMU.1), format!("uml,mac={}", UML.1)];
     let server = Server::switch(&options.ringway, &ports.each_ref().map(String::as_str), &[])?;
     teller.say("ringway switch runs, with the ports qemu and uml");
 
-    let (mut qemu, mut uml) = boot(&server, &images, &teller)?;
-    ping_both_ways(&mut qemu, &mut uml, &teller)?;
+    let (mut qemu, mut uml) = boot(&server, images, teller)?;
+    ping_both_ways(&mut qemu, &mut uml, teller)?;
     for reverse in [false, true] {
         let (from, to, address) =
             if reverse { (&mut uml, &mut qemu, QEMU.0) } else { (&mut qemu, &mut uml, UML.0) };
         let title = format!("{} → {}", from.name(), to.name());
         let done = transfer(from, to, address, 5000, MEBIBYTES)?;
-        tell_transfer(&title, &done, &teller)?;
+        tell_transfer(&title, &done, teller)?;
         teller.left()?;
     }
-    reboot_one(&server, &mut qemu, &mut uml, &teller)?;
+    reboot_one(&server, &mut qemu, &mut uml, teller)?;
 
     qemu.power_off(teller.left()?)?;
     uml.power_off(teller.left()?)?;

@@ -59,7 +59,8 @@ counters! {
     kicks,
     /// Times that the driver was called.
     calls,
-    /// System calls made for requests.
+    /// System calls made to begin requests, to wait, and to call the driver; not those of an image in memory that are the
+    /// request.
     syscalls,
     /// Rings that their drivers broke.
     failures,

@@ -466,7 +466,10 @@ impl Worker {
             if is_read && result.is_err() {
                 blank(data.buf());
             }
-            self.spare.push(data);
+            // Flushes and ranges bring back one that was never taken from there.
+            if self.spare.len() < self.slots.len() {
+                self.spare.push(data);
+            }
             let status = self.status_of(result);
             let slot = &mut self.slots[token as usize];
             let Some(flying) = &mut slot.flying else { continue };

@@ -29,7 +29,7 @@ const REFUSES: i64 = 200;
 
 /// How long to wait for another process that goes away.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
-const RETRY: Duration = Duration::from_millis(25);
+const RETRY: Duration = Duration::from_millis(5);
 
 /// How an image is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +78,7 @@ pub(super) fn patiently<T, E>(
             on_wait();
         }
         // Two that wait do not keep step.
-        std::thread::sleep(RETRY + Duration::from_millis(u64::from(std::process::id() % 16)));
+        std::thread::sleep(RETRY + Duration::from_millis(u64::from(std::process::id() % 4)));
     }
 }
 

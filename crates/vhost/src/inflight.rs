@@ -5,12 +5,12 @@
 //!   GET_INFLIGHT_FD ──► create ──► description and file to the front-end
 //!   SET_INFLIGHT_FD ──► adopt  ──► area(n) to the queue of vring n when it starts
 //!
-//!   file   … │ queue 0 │ queue 1 │ … │ order      from `offset` on, each as long as the queue size and the format ask for
+//!   file   … │ queue 0 │ queue 1 │ … ║ orders      from `offset` on, each as long as the queue size and the format ask for
 //! ```
 //!
 //! A driver's orders to the device, such as a disk's cache mode, are given once, and no front-end gives them again to the
-//! next process. So they are kept here as well, in a word behind the queues: 0xA5, their length, up to six bytes. A file that
-//! was not made here has no such word.
+//! next process. So they are kept here as well, in a word behind the region that the front-end is told of: 0xA5, their
+//! length, up to six bytes. A file that was not made here has no such word.
 //!
 //! What is in a queue's part is the queue's matter. The front-end may write to all of it, and may cut the file off.
 
@@ -22,6 +22,7 @@ use ringway_queue::inflight::region_size;
 use ringway_spec::feature::RING_PACKED;
 use ringway_spec::split;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::io::pwrite;
 use thiserror::Error;
 
 use crate::message::InflightDescription;
@@ -32,6 +33,8 @@ const ALIGN: u64 = 8;
 const ORDERS: usize = 8;
 /// Their first byte.
 const ORDERS_MAGIC: u8 = 0xa5;
+/// Their length while there are none.
+const NO_ORDERS: u8 = 0xff;
 
 /// Why a file cannot record what is in flight.
 #[derive(Debug, Error)]
@@ -71,6 +74,8 @@ pub struct InflightFile {
     file: OwnedFd,
     description: InflightDescription,
     area: RingArea,
+    /// The word for a driver's orders, if there is one.
+    orders: Option<RingArea>,
 }
 
 impl InflightFile {
@@ -83,10 +88,11 @@ impl InflightFile {
         max_queues: u16,
     ) -> Result<Self, InflightFileError> {
         check(queues, queue_size, max_queues)?;
-        let len = (usize::from(queues) * region_size(queue_size, features) + ORDERS) as u64;
+        let len = (usize::from(queues) * region_size(queue_size, features)) as u64;
         let file = memfd_create("inflight", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
             .map_err(io::Error::from)?;
-        ftruncate(&file, len).map_err(io::Error::from)?;
+        ftruncate(&file, len + ORDERS as u64).map_err(io::Error::from)?;
+        pwrite(&file, &[ORDERS_MAGIC, NO_ORDERS], len).map_err(io::Error::from)?;
         // Nobody can take it away under us.
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
         fcntl_add_seals(&file, seals).map_err(io::Error::from)?;
@@ -112,9 +118,9 @@ impl InflightFile {
         }
         // Features may be negotiated later, and the other format needs more. What is there beyond that is of no use.
         let most = usize::from(queues) * region_size(queue_size, RING_PACKED);
-        let most = most + ORDERS;
         let area = Mapping::area(file.try_clone()?, offset, most.min(len.try_into().unwrap_or(most)))?;
-        Ok(Self { file, description, area })
+        let orders = offset.checked_add(len).and_then(|at| orders_at(&file, at));
+        Ok(Self { file, description, area, orders })
     }
 
     /// What the front-end is told of the file, or told us.
@@ -125,27 +131,20 @@ impl InflightFile {
     /// Records a driver's orders to the device, if they are so few and there is room.
     pub fn record_orders(&self, orders: &[u8]) {
         let mut word = [0; ORDERS];
-        if let Some(at) = self.orders_at()
+        if let Some(area) = &self.orders
             && let Some(room) = word[2..].get_mut(..orders.len())
         {
             room.copy_from_slice(orders);
             word[..2].copy_from_slice(&[ORDERS_MAGIC, orders.len() as u8]);
-            self.area.store_u64(at, u64::from_le_bytes(word));
+            area.store_u64(0, u64::from_le_bytes(word));
         }
     }
 
     /// The orders that were recorded, if any were.
     pub fn orders(&self) -> Option<Vec<u8>> {
-        let word = self.area.load_u64(self.orders_at()?).to_le_bytes();
+        let word = self.orders.as_ref()?.load_u64(0).to_le_bytes();
         let [ORDERS_MAGIC, len, rest @ ..] = word else { return None };
         rest.get(..len.into()).map(<[u8]>::to_vec)
-    }
-
-    /// Where they are: at the end of a file that was made here, in either format.
-    fn orders_at(&self) -> Option<usize> {
-        let InflightDescription { len, queues, queue_size, .. } = self.description;
-        let ends = [0, RING_PACKED].map(|format| usize::from(queues) * region_size(queue_size, format));
-        ends.into_iter().find(|end| (end + ORDERS) as u64 == len)
     }
 
     /// The part of vring `index`, by the negotiated features; `None`: it is not among those recorded.
@@ -167,6 +166,15 @@ impl AsFd for InflightFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// The word for orders at this place of a file, if the file was made here.
+fn orders_at(file: &OwnedFd, at: u64) -> Option<RingArea> {
+    if !at.is_multiple_of(ALIGN) {
+        return None;
+    }
+    let area = Mapping::area(file.try_clone().ok()?, at, ORDERS).ok()?;
+    (area.load_u64(0).to_le_bytes()[0] == ORDERS_MAGIC).then_some(area)
 }
 
 fn check(queues: u16, queue_size: u16, max: u16) -> Result<(), InflightFileError> {
@@ -203,8 +211,8 @@ mod tests {
             let file = InflightFile::create(3, 256, features, 4).expect("a file");
             let size = region_size(256, features);
             let description = file.description();
-            let len = 3 * size as u64 + 8;
-            let expected = InflightDescription { len, offset: 0, queues: 3, queue_size: 256 };
+            let expected =
+                InflightDescription { len: 3 * size as u64, offset: 0, queues: 3, queue_size: 256 };
             assert_eq!(description, expected);
             for index in 0..3 {
                 let area = file.area(index, features).expect("room").expect("a part");
@@ -240,13 +248,18 @@ mod tests {
             }
             file.record_orders(&[9; 7]);
             assert_eq!(file.orders().as_deref(), Some(&[1, 2, 3, 4, 5, 6][..]), "too many to be recorded");
-            let at = file.orders_at().expect("it is ours");
+            let area = file.orders.as_ref().expect("it is ours");
             for word in [u64::MAX, 0x07a5, 0xffa5] {
-                file.area.store_u64(at, word);
+                area.store_u64(0, word);
                 assert_eq!(file.orders(), None, "{word:#x}");
             }
             let last = file.area(1, features).expect("room").expect("a part");
             assert_eq!(last.load_u64(last.len() - 8), 0, "queues have their parts for themselves");
+            // What stands behind a region of another's making stays as it is.
+            area.store_u64(0, 7);
+            let others = adopt(&file, |_| {}).expect("a file");
+            others.record_orders(&[1]);
+            assert_eq!((others.orders(), area.load_u64(0)), (None, 7));
         }
     }
 
@@ -290,11 +303,10 @@ mod tests {
         assert!(adopt(&file, |_| {}).is_ok());
         assert!(matches!(adopt(&file, |d| d.queues = 5), Err(E::Queues { queues: 5, max: 4 })));
         assert!(matches!(adopt(&file, |d| d.queue_size = 0), Err(E::QueueSize(0))));
-        assert!(adopt(&file, |d| d.len -= 8).expect("a file of another's making").orders_at().is_none());
-        assert!(matches!(adopt(&file, |d| d.len -= 9), Err(E::Short { .. })));
+        assert!(matches!(adopt(&file, |d| d.len -= 1), Err(E::Short { .. })));
         assert!(matches!(adopt(&file, |d| d.queue_size = 128), Err(E::Short { .. })));
         assert!(matches!(adopt(&file, |d| d.offset = 4), Err(E::Misaligned(4))));
-        assert!(matches!(adopt(&file, |d| d.offset = 8), Err(E::Map(MapError::PastEnd { .. }))));
+        assert!(matches!(adopt(&file, |d| d.offset = 16), Err(E::Map(MapError::PastEnd { .. }))));
         assert!(matches!(adopt(&file, |d| d.offset = u64::MAX - 7), Err(E::Map(_))));
         assert!(adopt(&file, |d| d.len = u64::MAX).is_err(), "longer than the file");
         // Made for one format, used in the other: as many as fit.

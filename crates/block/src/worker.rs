@@ -326,18 +326,17 @@ impl Worker {
             self.vring.queue.complete(chain, 0);
             return;
         };
-        let Some(header) = chain.readable().read_array::<HEADER_LEN>() else {
-            return self.answer(chain, Status::IoError);
-        };
-        let readable = (chain.readable().len() - HEADER_LEN) as u32;
-        match self.rules.judge(header, readable, writable) {
+        let readable = chain.readable().len().saturating_sub(HEADER_LEN) as u32;
+        let header = chain.readable().read_array::<HEADER_LEN>().ok_or(Status::IoError);
+        let request = header.and_then(|header| self.rules.judge(header, readable, writable));
+        if !matches!(request, Ok(Request::Read { .. })) {
+            blank(chain.writable().truncate(writable as usize));
+        }
+        match request {
             Err(status) => self.answer(chain, status),
             Ok(Request::GetId) => {
-                let id = self.rules.id();
-                chain.writable().write(&id);
-                blank(chain.writable().advance(id.len()));
-                self.answer_counted(chain, Status::Ok);
-                self.counters.other_requests.add(1);
+                chain.writable().write(&self.rules.id());
+                self.answer(chain, Status::Ok);
             }
             Ok(Request::Read { offset }) => {
                 let mut data = self.spare.pop().unwrap_or_default();
@@ -438,7 +437,6 @@ impl Worker {
             Status::IoError => self.counters.refused.add(1),
             Status::Unsupported => self.counters.unsupported.add(1),
         }
-        blank(chain.writable());
         self.answer_counted(chain, status);
     }
 
@@ -595,7 +593,7 @@ impl Worker {
     }
 }
 
-/// Fills with zeroes what was not read: the driver is told that all before the status byte was written (2.7.8.2).
+/// Fills with zeroes what nothing was read to: the driver is told that all before the status byte was written (2.7.8.2).
 fn blank(mut buf: GuestBuf<'_>) {
     const ZEROES: [u8; 4096] = [0; 4096];
     while !buf.is_empty() {

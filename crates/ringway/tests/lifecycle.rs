@@ -429,11 +429,13 @@ fn memory_changes_under_traffic() {
     }
     a.pair(0).wait_sent(SOON).unwrap();
     d.pair(0).wait_sent(SOON).unwrap();
-    to_a += drain(&mut a, QUIET).len() as u64;
-    to_d += drain(&mut d, QUIET).len() as u64;
-    let after = server.counters().unwrap();
-    assert_eq!(to_d, 1200, "a's frames: {after:?}");
-    assert_eq!(to_a + after.dropped("a") - before.dropped("a"), 1200, "d's frames: {after:?}");
+    // On a busy machine the server may pause for longer than it takes to look.
+    eventually("frames add up", || {
+        to_a += drain(&mut a, QUIET).len() as u64;
+        to_d += drain(&mut d, QUIET).len() as u64;
+        let dropped = server.counters().unwrap().dropped("a") - before.dropped("a");
+        (to_d, to_a + dropped) == (1200, 1200)
+    });
     exchange((&mut a, A), (&mut d, D));
 }
 

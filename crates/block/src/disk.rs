@@ -26,7 +26,7 @@ use tracing::warn;
 use crate::counters::Counters;
 use crate::engine::Engine;
 use crate::image::Way;
-use crate::worker::{Inbox, Order, SharedRules, Start, Worker, kick_of};
+use crate::worker::{Inbox, Order, SharedRules, Start, Worker, kick_of, most_under_way};
 
 /// How long a ring that is to stop waits for its requests, before it gives up on those that are done elsewhere.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -259,10 +259,11 @@ impl DiskDevice {
         let (prepared, answer) = channel();
         let (end, ended) = channel();
         let run = move || {
-            let engine = Engine::new(way, size, &mailbox).and_then(|(mut engine, without)| {
-                kick.map_or(Ok(()), |kick| engine.watch_kick(kick))?;
-                Ok((engine, without))
-            });
+            let engine =
+                Engine::new(way, most_under_way(size), &mailbox).and_then(|(mut engine, without)| {
+                    kick.map_or(Ok(()), |kick| engine.watch_kick(kick))?;
+                    Ok((engine, without))
+                });
             let (engine, without) = match engine {
                 Ok((engine, without)) => (Some(engine), Ok(without)),
                 Err(error) => (None, Err(error)),

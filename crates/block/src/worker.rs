@@ -36,6 +36,8 @@ const BURST: usize = 32;
 /// How many requests begin, or are answered, together: the storage and the driver go on meanwhile. With more, all would wait for
 /// each other in turns.
 const SHARE: usize = 4;
+/// The most requests of a queue that are under way: rings of any size cost memory for so many.
+const MAX_UNDER_WAY: u16 = 1024;
 /// Looks in vain between two at the clock.
 const IDLE_ROUNDS: u32 = 8;
 /// How often a queue is looked at whose driver does not kick.
@@ -168,7 +170,7 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) fn new(start: Start, engine: Engine) -> Self {
         let Start { vring, index, session, name, inbox, rules, counters, bell, busy_poll } = start;
-        let size = vring.queue.size();
+        let most = most_under_way(vring.queue.size());
         let now = *rules.rules.lock().unwrap_or_else(PoisonError::into_inner);
         Self {
             vring,
@@ -184,8 +186,8 @@ impl Worker {
             counters,
             bell,
             busy_poll,
-            slots: (0..size).map(|_| Slot::default()).collect(),
-            free: (0..size.into()).rev().collect(),
+            slots: (0..most).map(|_| Slot::default()).collect(),
+            free: (0..most.into()).rev().collect(),
             spare: Vec::new(),
             finished: Vec::new(),
             told: None,
@@ -283,7 +285,7 @@ impl Worker {
 
     /// Takes chains and begins their requests; how many.
     fn begin_available(&mut self, burst: &mut Burst) -> usize {
-        if self.vring.has_failed() {
+        if self.vring.has_failed() || self.free.is_empty() {
             return 0;
         }
         let is_here = self.engine.here().is_some();
@@ -553,7 +555,8 @@ impl Worker {
     fn sleep(&mut self) {
         self.count_syscalls();
         let mut limit = None;
-        if !self.vring.has_failed() {
+        // Without a free slot there is nothing to be kicked for: what is done wakes.
+        if !self.vring.has_failed() && !self.free.is_empty() {
             if self.vring.queue.arm() {
                 return self.vring.queue.suppress();
             }
@@ -599,6 +602,11 @@ fn blank(mut buf: GuestBuf<'_>) {
     while !buf.is_empty() {
         buf = buf.advance(buf.write(&ZEROES));
     }
+}
+
+/// How many requests of a queue of this size are under way at most.
+pub(crate) fn most_under_way(size: u16) -> u16 {
+    size.min(MAX_UNDER_WAY)
 }
 
 /// What a queue's kick is waited for with.

@@ -12,8 +12,8 @@ use disks::{
 };
 use ringway_spec::blk;
 use ringway_spec::feature::{RING_EVENT_IDX, RING_PACKED};
-use ringway_testkit::disk::DiskOptions;
 use ringway_testkit::disk::checker::Checker;
+use ringway_testkit::disk::{Ask, DiskDriver, DiskOptions};
 use ringway_testkit::guest::{FioJob, QemuOptions};
 use ringway_testkit::server::Server;
 use ringway_vhost::frontend::Connection;
@@ -43,6 +43,36 @@ fn a_front_end_goes_away_with_requests_under_way() {
         println!("{:?}", checker.tally());
         expect_no_warning(&server);
     }
+}
+
+/// A driver with more requests at once than a queue has under way: all are done, the rest when there is room.
+#[test]
+fn more_requests_than_are_under_way() {
+    const COUNT: u16 = 1500;
+    let image = Image::new(8);
+    let server = image.serve(&[]);
+    for format in [0, RING_PACKED] {
+        let options = DiskOptions { depth: COUNT, ..DiskOptions::new(RING_EVENT_IDX | format) };
+        let mut driver = DiskDriver::start(connect(&server), options).unwrap();
+        for round in 0..3 {
+            for tag in 0..u64::from(COUNT) {
+                let ask = Ask { kind: blk::T_OUT, sector: tag * 8, len: 4096, tag };
+                driver.submit(0, ask, &[round; 4096]).unwrap();
+            }
+            driver.publish(0).unwrap();
+            let mut tags = Vec::new();
+            while tags.len() < COUNT.into() {
+                assert!(driver.wait(0, SOON).unwrap(), "{} of {COUNT} are done", tags.len());
+                while let Some(done) = driver.completed(0).unwrap() {
+                    assert_eq!(done.status, blk::S_OK);
+                    tags.push(done.ask.tag);
+                }
+            }
+            tags.sort_unstable();
+            assert!(tags.into_iter().eq(0..COUNT.into()));
+        }
+    }
+    expect_no_warning(&server);
 }
 
 /// A virtual machine that is killed while it writes; the next one finds a file system that it can mend, and goes on.

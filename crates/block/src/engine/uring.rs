@@ -89,7 +89,9 @@ impl Uring {
 
     /// Begins a read, a write or a flush. `token` has no request in flight.
     pub(crate) fn begin(&mut self, token: u32, operation: Operation, data: Kept) {
-        let kept = self.flying[token as usize].insert(data);
+        let place = &mut self.flying[token as usize];
+        assert!(place.is_none(), "the kernel still works on the buffer of request {token}");
+        let kept = place.insert(data);
         let slices = kept.slices();
         let entry = match operation {
             Operation::Read { offset } => {

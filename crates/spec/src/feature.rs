@@ -14,7 +14,15 @@ pub const RING_PACKED: u64 = 1 << 34;
 pub const IN_ORDER: u64 = 1 << 35;
 /// The device needs the barriers of the platform's devices, not those between processors.
 pub const ORDER_PLATFORM: u64 = 1 << 36;
+/// The device can have virtual functions (PCI only).
+pub const SR_IOV: u64 = 1 << 37;
 /// Kicks carry more than the queue's index (2.9).
 pub const NOTIFICATION_DATA: u64 = 1 << 38;
+/// Kicks carry what the device says for a queue, in place of the queue's index (PCI only).
+pub const NOTIF_CONFIG_DATA: u64 = 1 << 39;
 /// A single queue can be reset.
 pub const RING_RESET: u64 = 1 << 40;
+/// There are administration virtqueues (PCI only).
+pub const ADMIN_VQ: u64 = 1 << 41;
+/// The driver can suspend the device.
+pub const SUSPEND: u64 = 1 << 43;

@@ -7,6 +7,8 @@
 //! | [`feature`] | 2.2 Feature Bits, 6 Reserved Feature Bits |
 //! | [`split`] | 2.7 Split Virtqueues |
 //! | [`packed`] | 2.8 Packed Virtqueues |
+//! | [`pci`] | 4.1 Virtio Over PCI Bus |
+//! | [`mmio`] | 4.2 Virtio Over MMIO |
 //! | [`net`] | 5.1 Network Device |
 //! | [`blk`] | 5.2 Block Device |
 #![no_std]
@@ -14,7 +16,9 @@
 
 pub mod blk;
 pub mod feature;
+pub mod mmio;
 pub mod net;
 pub mod packed;
+pub mod pci;
 pub mod split;
 pub mod status;

@@ -4,6 +4,7 @@
 //! [`net`] is the network device: its configuration space, its control commands, and the rules by which the
 //! header of a frame that one driver sent becomes the header that another receives.
 //! [`blk`] is the block device: its configuration space, and what becomes of a request.
+//! [`model`] is what they have in common, for a transport that does not care which it shows.
 //!
 //! A model knows no file descriptor, no thread, no socket and no clock, and touches no ring: `net` (the crate)
 //! moves the frames, `block` the sectors.
@@ -13,5 +14,6 @@
 extern crate alloc;
 
 pub mod blk;
+pub mod model;
 pub mod net;
 pub mod status;

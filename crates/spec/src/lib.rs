@@ -11,10 +11,16 @@
 //! | [`mmio`] | 4.2 Virtio Over MMIO |
 //! | [`net`] | 5.1 Network Device |
 //! | [`blk`] | 5.2 Block Device |
+//! | [`console`] | 5.3 Console Device |
+//! | [`entropy`] | 5.4 Entropy Device |
+//! | [`balloon`] | 5.5 Traditional Memory Balloon Device |
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod balloon;
 pub mod blk;
+pub mod console;
+pub mod entropy;
 pub mod feature;
 pub mod mmio;
 pub mod net;

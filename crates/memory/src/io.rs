@@ -1,4 +1,4 @@
-//! Guest memory given to the kernel as it stands: `writev`, and sockets, without a copy of ours.
+//! Guest memory given to the kernel as it stands: `writev`, and sockets, without a copy of ours; and given back to it.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -60,4 +60,24 @@ fn message(pieces: &[GuestSlice<'_>]) -> libc::msghdr {
     message.msg_iov = pieces.as_ptr().cast_mut().cast();
     message.msg_iovlen = pieces.len().min(MAX_PIECES) as _;
     message
+}
+
+/// Gives these bytes back to the host (`MADV_REMOVE`): the pages leave the peer's file, and whoever reads them finds
+/// zeroes. They begin and end at a page's edge.
+///
+/// # Errors
+/// The kernel's. `InvalidInput` for a part of a page, huge ones too, and for memory that is no file's. `Unsupported` if the
+/// file system cannot do it.
+pub fn remove(bytes: GuestSlice<'_>) -> io::Result<()> {
+    // SAFETY: it asks for a number.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    // The kernel would take the rest of the last page as well.
+    if usize::try_from(page).is_ok_and(|page| !bytes.len().is_multiple_of(page)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: the range is mapped for the call. The mapping stays, its pages become others: who reads memory that a peer
+    // writes to expects anything there. Of our own memory, which `GuestSlice::from_mut` lends, the kernel takes none: it
+    // is no shared file.
+    let result = unsafe { libc::madvise(bytes.as_ptr().cast(), bytes.len(), libc::MADV_REMOVE) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -273,6 +273,15 @@ impl MemoryTable {
         &self.regions
     }
 
+    /// What there is of the `len` bytes at `addr`, in the order of addresses.
+    pub fn slices(&self, addr: Gpa, len: u64) -> impl Iterator<Item = GuestSlice<'_>> {
+        let end = addr.0.saturating_add(len);
+        self.regions.iter().filter_map(move |r| {
+            let (from, to) = (addr.0.max(r.gpa.0), end.min(r.gpa.0 + r.len));
+            (from < to).then(|| r.slice(from - r.gpa.0, to - from))
+        })
+    }
+
     /// Whether no peer has taken memory away under us; see [`Backing::is_intact`].
     pub fn is_intact(&self) -> bool {
         self.regions.iter().all(|r| r.backing.is_intact())

@@ -252,6 +252,11 @@ impl DeviceQueue {
         self.size
     }
 
+    /// Where the buffers of its chains are.
+    pub fn memory(&self) -> &Arc<MemoryTable> {
+        &self.memory
+    }
+
     /// Whether the memory of the queue is still the peer's; see [`MemoryTable::is_intact`].
     pub fn is_memory_intact(&self) -> bool {
         self.memory.is_intact()

@@ -17,7 +17,7 @@ fn used_pages() -> (std::sync::Arc<MemoryTable>, File) {
     let file = File::from(memfd_create("test", MemfdFlags::CLOEXEC).expect("a file in memory"));
     file.set_len(LEN).expect("its length");
     let table = table(vec![map(&file, LEN, 0, 0).expect("a region")]);
-    write(&table, 0, &[7; LEN as usize]);
+    write(&table, 0, &vec![7; LEN as usize]);
     (table, file)
 }
 

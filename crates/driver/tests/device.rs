@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use common::{Event, Fake, FakeTransport, RINGS, TestPlatform};
 use ringway_driver::{Device, Error, Interrupt, Platform, QueueOptions, Virtqueue, Wanted};
-use ringway_memory::SharedBuf;
+use ringway_memory::{Gpa, SharedBuf};
 use ringway_queue::{Burst, Segment};
 use ringway_spec::feature::{
     ACCESS_PLATFORM, IN_ORDER, NOTIFICATION_DATA, ORDER_PLATFORM, RING_EVENT_IDX, RING_INDIRECT_DESC,
@@ -47,7 +47,7 @@ fn live(features: u64) -> (Fake, Device<FakeTransport>, Queue, Arc<TestPlatform>
 /// [DRV-CORE-init-01] [DRV-CORE-init-02] [DRV-CORE-init-03] [DRV-CORE-init-04] [DRV-CORE-init-06] [DRV-CORE-init-08]
 /// [DRV-CORE-init-09] [DRV-CORE-init-10] [DRV-CORE-device-status-field-01] The steps come in the book's order, a status bit
 /// each, and none is taken back [DRV-CORE-device-status-field-02]; features come once, before `FEATURES_OK`
-/// [DRV-CORE-init-07].
+/// [DRV-CORE-init-07], and the configuration is not touched until then [DRV-CORE-init-05].
 #[test]
 fn initialization_is_by_the_book() {
     let (fake, _device, _queue, _) = live(A);
@@ -88,7 +88,8 @@ fn a_reset_that_never_ends_is_given_up() {
 }
 
 /// [DRV-CORE-features-01] [DRV-CORE-features-02] [DRV-CORE-features-03] [DRV-CORE-features-04] [DRV-CORE-features-05]
-/// [DRV-CORE-features-06] [DRV-CORE-features-08] Of each set offered only what is understood, carried by the transport and not
+/// [DRV-CORE-features-06] [DRV-CORE-features-08] [DRV-CORE-reserved-feature-bits-05] [DRV-CORE-reserved-feature-bits-09] Of each
+/// set offered only what is understood, carried by the transport and not
 /// without what it requires is accepted, and nothing else hinders.
 #[test]
 fn only_what_is_understood_is_accepted() {
@@ -240,6 +241,25 @@ fn configuration_is_written_field_by_field() {
     let writes = [(1, vec![0x11]), (2, vec![0x33, 0x22]), (4, vec![0x77, 0x66, 0x55, 0x44])];
     assert_eq!(fake.take_log(), writes.map(|(at, bytes)| Event::WriteConfig(at, bytes)));
     assert!(device.write_config_u32(8, 0).is_err());
+}
+
+/// [DRV-CORE-reserved-feature-bits-03] [DRV-CORE-reserved-feature-bits-04] Whether or not an IOMMU translates them, the device is
+/// given addresses that the platform has for it, and no other.
+#[test]
+fn addresses_are_the_platforms() {
+    for features in [0, ACCESS_PLATFORM, RING_PACKED] {
+        let (fake, mut device, _queue, platform) = live(features);
+        let memory = platform.memory();
+        let is_there =
+            |at: Gpa, len: u64| memory.slices(at, len).map(|slice| slice.len() as u64).sum::<u64>() == len;
+        let setup = fake.state().queues[&0];
+        for area in [setup.descriptor, setup.driver, setup.device] {
+            assert!(is_there(area, 4), "{area}");
+        }
+        for buffer in device.buffers(3, 5000).unwrap() {
+            assert!(is_there(buffer.addr(), 5000));
+        }
+    }
 }
 
 /// Sizes are the device's, no more than wanted, and powers of two where they must be.

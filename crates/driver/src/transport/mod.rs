@@ -4,8 +4,12 @@
 //! they are for is the driver's.
 #![allow(unsafe_code, reason = "device registers are accessed by volatile reads and writes")]
 
+pub mod mmio;
+pub mod registers;
+
 use bitflags::bitflags;
 use ringway_memory::Gpa;
+use ringway_spec::feature;
 use ringway_spec::status::DeviceStatus;
 use thiserror::Error;
 
@@ -94,6 +98,21 @@ pub struct QueueSetup {
     pub vector: Option<u16>,
 }
 
+impl QueueSetup {
+    /// Whether a queue for which the device has `max` descriptors can have this size (4.1.4.3.2, 4.2.2.2).
+    fn check_size(&self, index: u16, max: u16) -> Result<(), TransportError> {
+        let Self { size, features, .. } = *self;
+        let is_packed = features & feature::RING_PACKED != 0;
+        match max {
+            0 => Err(TransportError::NoQueue(index)),
+            max if size > max || size == 0 || !(is_packed || size.is_power_of_two()) => {
+                Err(TransportError::BadQueueSize { index, size, max })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 bitflags! {
     /// What an interrupt is about.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -123,4 +142,14 @@ pub enum TransportError {
     /// The queue is in use, and the device does not let go of it.
     #[error("queue {0} is in use")]
     QueueInUse(u16),
+    /// A queue cannot have this size.
+    #[error("queue {index} cannot have {size} descriptors; the device has {max}")]
+    BadQueueSize {
+        /// The queue's index.
+        index: u16,
+        /// The size it was to have.
+        size: u16,
+        /// What the device has.
+        max: u16,
+    },
 }

@@ -5,6 +5,7 @@
 #![allow(unsafe_code, reason = "device registers are accessed by volatile reads and writes")]
 
 pub mod mmio;
+pub mod pci;
 pub mod registers;
 
 use bitflags::bitflags;
@@ -151,5 +152,22 @@ pub enum TransportError {
         size: u16,
         /// What the device has.
         max: u16,
+    },
+    /// Where the device wants to be kicked there is nothing, or it is misaligned.
+    #[error("queue {0} has an impossible notification address")]
+    BadNotifyAddress(u16),
+    /// There is no such vector, or vectors are not enabled.
+    #[error("there is no interrupt vector {vector}; {count} are enabled")]
+    NoVector {
+        /// The vector.
+        vector: u16,
+        /// How many there are.
+        count: u16,
+    },
+    /// The device did not map an event to the vector.
+    #[error("the device cannot use interrupt vector {vector}")]
+    VectorRefused {
+        /// The vector.
+        vector: u16,
     },
 }

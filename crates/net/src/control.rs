@@ -6,10 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringway_device::net::{MAX_COMMAND, NetDevice, Role};
-use ringway_memory::GuestBuf;
-use ringway_queue::{Burst, Missing, QueueError, ResumeState};
-use ringway_spec::net::CTRL_ERR;
+use ringway_device::net::{ControlQueue, NetDevice, Role};
+use ringway_queue::{Missing, QueueError, ResumeState};
 use ringway_vhost::backend::Device;
 use ringway_vhost::message::protocol_feature;
 use ringway_vhost::{Kick, Notifier, Running, Serving};
@@ -24,8 +22,6 @@ use crate::port::guest::{Format, RxRing, TxRing};
 use crate::port::wishes::Receivers;
 use crate::worker::{Token, Worker, watch};
 
-/// Commands served before others' turn.
-const COMMANDS: usize = 16;
 /// How often a control queue is looked at whose driver cannot kick.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -63,7 +59,7 @@ struct Sender {
 struct Control {
     index: u16,
     vring: Serving,
-    burst: Burst,
+    commands: ControlQueue,
     /// What is watched: the driver's kick, or a clock.
     kick: Option<OwnedFd>,
 }
@@ -178,7 +174,7 @@ impl GuestDevice {
         let watched =
             kick.filter(|kick| watch(&self.lanes.epoll, kick.as_fd(), Token::Command(self.port)).is_ok());
         let vring = Serving::from(running);
-        self.control = Some(Control { index, vring, burst: Burst::default(), kick: watched });
+        self.control = Some(Control { index, vring, commands: ControlQueue::default(), kick: watched });
         self.look_at_control();
     }
 
@@ -233,15 +229,10 @@ impl GuestDevice {
         let Some(mut control) = self.control.take_if(|control| !control.vring.has_failed()) else {
             return Ok(None);
         };
-        let Control { index, vring, burst, .. } = &mut control;
-        let result = vring.queue.take(burst, COMMANDS).map(|count| {
+        let Control { index, vring, commands, .. } = &mut control;
+        let before = self.device.offloads();
+        let result = commands.serve(&mut vring.queue, &mut self.device).map(|count| {
             if count > 0 {
-                let before = self.device.offloads();
-                while let Some(chain) = burst.next() {
-                    let answer = self.obey(chain.readable());
-                    let written = chain.writable().write(&[answer]);
-                    vring.queue.complete(chain, written as u32);
-                }
                 // No frame goes by what was before once the driver has seen the answer.
                 let mut held = lanes.hold();
                 if self.device.offloads() != before {
@@ -261,16 +252,6 @@ impl GuestDevice {
         });
         self.control = Some(control);
         result
-    }
-
-    /// Carries out a command; the answer.
-    fn obey(&mut self, command: GuestBuf<'_>) -> u8 {
-        if command.len() > MAX_COMMAND {
-            return CTRL_ERR;
-        }
-        let mut bytes = vec![0; command.len()];
-        command.read(&mut bytes);
-        self.device.control(&bytes)
     }
 
     /// Tells whoever gives frames to the driver what it takes now.

@@ -10,12 +10,14 @@
 
 mod command;
 mod control;
+mod control_queue;
 mod filter;
 mod header;
 mod rss;
 mod saved;
 
 pub use command::MAX_COMMAND;
+pub use control_queue::ControlQueue;
 pub use filter::Filter;
 pub use header::{Checksum, HeaderError, Offloads, Receive, Work};
 pub use rss::{HEADERS_LEN, Hash, Steering};

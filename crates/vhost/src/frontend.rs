@@ -9,7 +9,8 @@
 //!
 //! [`Connection`] sends any request, well-formed or not, and waits for replies. [`Frontend`] is a session by the book: it
 //! asks in the right order, and only what was negotiated. [`Vring`] has the driver's half of a queue, split or packed
-//! by what was negotiated. [`Channel`] is for requests the other way. No module knows what kind of device it is, and
+//! by what was negotiated; [`BareVring`] is what messages tell of one, for drivers that have their
+//! own. [`Channel`] is for requests the other way. No module knows what kind of device it is, and
 //! nothing here depends on the back-end's role: the two share the [codec](crate::message) and the
 //! [socket](crate::socket).
 //!
@@ -71,6 +72,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod bare;
 mod channel;
 mod connection;
 mod event;
@@ -88,13 +90,14 @@ use ringway_queue::ConfigError;
 use rustix::io::Errno;
 use thiserror::Error;
 
+pub use bare::{BareVring, Signals, VringPlace};
 pub use channel::{Answer, Channel, Incoming};
 pub use connection::{Connection, Reply};
 pub use event::Event;
 pub use log::DirtyLog;
 pub use memory::{Memory, Pages};
 pub use session::{Frontend, Inflight, PROTOCOL_FEATURES};
-pub use vring::{Signals, Vring, VringConfig};
+pub use vring::{Vring, VringConfig, wait_used};
 
 use crate::message::MessageError;
 use crate::socket::SocketError;

@@ -13,8 +13,9 @@ use ringway_memory::{FrontendVa, MemoryError};
 use ringway_spec::feature;
 use ringway_spec::status::DeviceStatus;
 
+use super::bare::{BareVring, Signals};
 use super::channel::Channel;
-use super::vring::{Signals, Vring, VringConfig};
+use super::vring::{Vring, VringConfig};
 use super::{Connection, FrontendError, Memory, Reply};
 use crate::message::{
     F_LOG_ALL, F_PROTOCOL_FEATURES, InflightDescription, Iotlb, IotlbKind, MAX_CONFIG, RegionDescription,
@@ -68,7 +69,9 @@ pub struct Frontend {
     connection: Connection,
     /// How long the back-end may take.
     limit: Duration,
-    /// The virtio features acked, without those of the transport.
+    /// The virtio features that the device offers, without those of the transport.
+    offered: u64,
+    /// Those acked, likewise.
     features: u64,
     has_protocol_features: bool,
     protocol_features: u64,
@@ -91,9 +94,22 @@ impl Frontend {
         features: u64,
         protocol_features: u64,
     ) -> Result<Self, FrontendError> {
+        let mut session = Self::open(connection, protocol_features)?;
+        session.features = features & session.offered;
+        session.set_up_device()?;
+        Ok(session)
+    }
+
+    /// Begins a session with these protocol features, and leaves it to the caller to set up the device (3.1.1), by
+    /// [`Frontend::set_status`] and [`Frontend::accept`].
+    ///
+    /// # Errors
+    /// Any of a connection's.
+    pub fn open(connection: Connection, protocol_features: u64) -> Result<Self, FrontendError> {
         let mut session = Self {
             limit: connection.limit(),
             connection,
+            offered: 0,
             features: 0,
             has_protocol_features: false,
             protocol_features: 0,
@@ -106,7 +122,7 @@ impl Frontend {
         let offered = session.ask_number(Request::GetFeatures)?;
         session.has_protocol_features = offered & F_PROTOCOL_FEATURES != 0;
         session.offers_log = offered & F_LOG_ALL != 0;
-        session.features = features & offered & !(F_PROTOCOL_FEATURES | F_LOG_ALL);
+        session.offered = offered & !(F_PROTOCOL_FEATURES | F_LOG_ALL);
         if session.has_protocol_features {
             let offered = session.ask_number(Request::GetProtocolFeatures)?;
             let mut acked = protocol_features & offered & PROTOCOL_FEATURES;
@@ -120,7 +136,6 @@ impl Frontend {
             session.connection.set_acking(acked & pf::REPLY_ACK != 0);
         }
         session.call(Request::SetOwner)?;
-        session.set_up_device()?;
         Ok(session)
     }
 
@@ -140,10 +155,24 @@ impl Frontend {
         }
     }
 
+    /// Acks virtio features, those of them that are offered.
+    ///
+    /// # Errors
+    /// Those of a connection.
+    pub fn accept(&mut self, features: u64) -> Result<(), FrontendError> {
+        self.features = features & self.offered;
+        self.set_features()
+    }
+
     fn set_features(&mut self) -> Result<(), FrontendError> {
         let protocol = if self.has_protocol_features { F_PROTOCOL_FEATURES } else { 0 };
         let log = if self.is_logging { F_LOG_ALL } else { 0 };
         self.call(Request::SetFeatures(self.features | protocol | log))
+    }
+
+    /// The virtio features that the device offers.
+    pub fn offered(&self) -> u64 {
+        self.offered
     }
 
     /// The virtio features negotiated.
@@ -188,7 +217,10 @@ impl Frontend {
     }
 
     /// Writes the device status, if the back-end keeps it.
-    fn set_status(&mut self, status: DeviceStatus) -> Result<(), FrontendError> {
+    ///
+    /// # Errors
+    /// Those of a connection.
+    pub fn set_status(&mut self, status: DeviceStatus) -> Result<(), FrontendError> {
         if self.has(pf::STATUS) { self.call(Request::SetStatus(status.bits().into())) } else { Ok(()) }
     }
 
@@ -207,6 +239,15 @@ impl Frontend {
     /// # Errors
     /// [`FrontendError::NotNegotiated`] if the back-end knows no reset, and those of a connection.
     pub fn reset(&mut self) -> Result<(), FrontendError> {
+        self.reset_device()?;
+        self.set_up_device()
+    }
+
+    /// Resets the device, and leaves it so.
+    ///
+    /// # Errors
+    /// As of [`Frontend::reset`].
+    pub fn reset_device(&mut self) -> Result<(), FrontendError> {
         if self.has(pf::RESET_DEVICE) {
             self.call(Request::ResetDevice)?;
         } else {
@@ -214,7 +255,7 @@ impl Frontend {
             self.set_status(DeviceStatus::empty())?;
         }
         self.started.clear();
-        self.set_up_device()
+        Ok(())
     }
 
     /// Reads `len` bytes of the configuration space, 256 at most.
@@ -283,7 +324,23 @@ impl Frontend {
     /// # Errors
     /// [`FrontendError::InUse`] if it is started, [`FrontendError::OtherFeatures`] if it was made for others, and
     /// those of a connection.
-    pub fn start<T>(&mut self, vring: &mut Vring<T>) -> Result<(), FrontendError> {
+    pub fn start(&mut self, vring: &mut impl AsMut<BareVring>) -> Result<(), FrontendError> {
+        let vring = vring.as_mut();
+        self.start_unkicked(vring)?;
+        // A ring starts with its first kick (Starting and stopping rings).
+        match vring.signals() {
+            Signals::Events => Ok(vring.kick().signal()?),
+            Signals::Polled => Ok(()),
+            Signals::Inband => self.call(Request::VringKick { index: vring.index() }),
+        }
+    }
+
+    /// Tells the back-end all that it needs to start a vring, and leaves the first kick to the driver.
+    ///
+    /// # Errors
+    /// As of [`Frontend::start`].
+    pub fn start_unkicked(&mut self, vring: &mut impl AsMut<BareVring>) -> Result<(), FrontendError> {
+        let vring = vring.as_mut();
         let index = vring.index();
         if vring.is_started {
             return Err(FrontendError::InUse { index });
@@ -294,23 +351,21 @@ impl Frontend {
         if vring.signals() == Signals::Inband {
             self.require(pf::INBAND_NOTIFICATIONS, &Request::VringKick { index })?;
         }
-        let addresses = VringAddresses { log: Some(vring.log), ..vring.addresses };
-        self.call(Request::SetVringNum { index, num: vring.queue().size().into() })?;
+        let addresses = VringAddresses { log: Some(vring.log), ..vring.addresses() };
+        self.call(Request::SetVringNum { index, num: vring.size().into() })?;
         self.call(Request::SetVringBase { index, base: vring.base })?;
         self.set_vring_addr(index, addresses)?;
         match vring.signals() {
             Signals::Events => {
                 self.call(Request::SetVringErr { index, fd: Some(vring.err().share()?) })?;
                 self.call(Request::SetVringCall { index, fd: Some(vring.call().share()?) })?;
-                // A ring starts with its first kick (Starting and stopping rings).
-                vring.kick().signal()?;
                 self.call(Request::SetVringKick { index, fd: Some(vring.kick().share()?) })?;
             }
             Signals::Polled => {
                 self.call(Request::SetVringCall { index, fd: None })?;
                 self.call(Request::SetVringKick { index, fd: None })?;
             }
-            Signals::Inband => self.call(Request::VringKick { index })?,
+            Signals::Inband => {}
         }
         vring.is_started = true;
         self.started.push(Started { index, addresses });
@@ -327,8 +382,8 @@ impl Frontend {
     ///
     /// # Errors
     /// [`FrontendError::NotNegotiated`] to disable one that way, and those of a connection.
-    pub fn enable<T>(&mut self, vring: &Vring<T>, enable: bool) -> Result<(), FrontendError> {
-        let request = Request::SetVringEnable { index: vring.index(), enable };
+    pub fn enable(&mut self, vring: &impl AsRef<BareVring>, enable: bool) -> Result<(), FrontendError> {
+        let request = Request::SetVringEnable { index: vring.as_ref().index(), enable };
         match (self.has_protocol_features, enable) {
             (true, _) => self.call(request),
             (false, true) => Ok(()),
@@ -343,7 +398,8 @@ impl Frontend {
     ///
     /// # Errors
     /// Those of a connection.
-    pub fn stop<T>(&mut self, vring: &mut Vring<T>) -> Result<u32, FrontendError> {
+    pub fn stop(&mut self, vring: &mut impl AsMut<BareVring>) -> Result<u32, FrontendError> {
+        let vring = vring.as_mut();
         let reply = self.ask(Request::GetVringBase { index: vring.index() })?;
         let answer = reply.exactly::<8>().map(|bytes| {
             let both = u64::from_le_bytes(bytes);

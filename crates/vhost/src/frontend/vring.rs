@@ -12,25 +12,13 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use ringway_memory::{FrontendVa, Gpa, MemoryTable, RingArea};
+use ringway_memory::{FrontendVa, MemoryTable, RingArea};
 use ringway_queue::{Areas, DriverConfig, DriverQueue, IndirectTables, ResumeState};
 use ringway_spec::{feature, packed, split};
 
+use super::bare::{BareVring, Signals, VringPlace};
 use super::{Event, FrontendError, Memory};
-use crate::base::Base;
 use crate::message::VringAddresses;
-
-/// How the two sides tell each other that there is something in a ring.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Signals {
-    /// By event counters, both ways.
-    #[default]
-    Events,
-    /// Not at all: both sides poll.
-    Polled,
-    /// By messages: `INBAND_NOTIFICATIONS` is negotiated.
-    Inband,
-}
 
 /// What vring to make.
 #[derive(Debug, Clone, Copy)]
@@ -54,27 +42,12 @@ impl VringConfig {
     }
 }
 
-/// The event counters of a ring.
-struct Wires {
-    kick: Event,
-    call: Event,
-    err: Event,
-}
-
 /// A vring of our own, whose chains hold a `T` each while the device has them.
 pub struct Vring<T> {
-    index: u32,
+    bare: BareVring,
     queue: DriverQueue<T>,
     /// The used index is found there again.
     device_area: RingArea,
-    pub(super) addresses: VringAddresses,
-    /// The device area for the log: its guest address.
-    pub(super) log: Gpa,
-    pub(super) base: u32,
-    features: u64,
-    signals: Signals,
-    wires: Wires,
-    pub(super) is_started: bool,
 }
 
 impl<T> Vring<T> {
@@ -119,23 +92,19 @@ impl<T> Vring<T> {
             }
         };
         let [descriptor, driver, device] = areas.map(named);
-        Ok(Self {
+        let place = VringPlace {
             index,
-            queue,
-            device_area,
+            size,
             addresses: VringAddresses { descriptor, driver, device, log: None },
             log: memory.gpa(areas[2]),
-            base: Base::Stopped(at).to_word(features),
-            features,
-            signals,
-            wires: Wires { kick: Event::new()?, call: Event::new()?, err: Event::new()? },
-            is_started: false,
-        })
+            start: at,
+        };
+        Ok(Self { bare: BareVring::new(place, features, signals)?, queue, device_area })
     }
 
     /// Its index.
     pub fn index(&self) -> u32 {
-        self.index
+        self.bare.index()
     }
 
     /// The driver's half of the queue.
@@ -150,32 +119,32 @@ impl<T> Vring<T> {
 
     /// Where the ring is, as messages name it.
     pub fn addresses(&self) -> VringAddresses {
-        self.addresses
+        self.bare.addresses()
     }
 
     /// The virtio features that it was made for.
     pub fn features(&self) -> u64 {
-        self.features
+        self.bare.features()
     }
 
     /// How kicks and calls go.
     pub fn signals(&self) -> Signals {
-        self.signals
+        self.bare.signals()
     }
 
     /// The counter that we kick by.
     pub fn kick(&self) -> &Event {
-        &self.wires.kick
+        self.bare.kick()
     }
 
     /// The counter that the device calls by.
     pub fn call(&self) -> &Event {
-        &self.wires.call
+        self.bare.call()
     }
 
     /// The counter that tells of a ring which failed.
     pub fn err(&self) -> &Event {
-        &self.wires.err
+        self.bare.err()
     }
 
     /// Shows the device what was added, and kicks it if it asked for that. A ring with signals in band is published by
@@ -184,8 +153,8 @@ impl<T> Vring<T> {
     /// # Errors
     /// The kernel's.
     pub fn publish(&mut self) -> io::Result<()> {
-        if self.queue.publish() && self.signals == Signals::Events {
-            self.wires.kick.signal()?;
+        if self.queue.publish() && self.signals() == Signals::Events {
+            self.kick().signal()?;
         }
         Ok(())
     }
@@ -196,30 +165,20 @@ impl<T> Vring<T> {
     /// # Errors
     /// The kernel's.
     pub fn wait(&mut self, limit: Duration) -> io::Result<bool> {
-        if self.signals != Signals::Events {
+        if self.signals() != Signals::Events {
             return Ok(self.queue.has_used());
         }
-        let deadline = Instant::now() + limit;
-        // A call may be about chains reclaimed long ago, or about none: a device may call at any time (2.7.7.1).
-        self.wires.call.take()?;
-        while !self.queue.arm() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if self.wires.call.wait(left)? == 0 || left.is_zero() {
-                break;
-            }
-        }
-        self.queue.suppress();
-        Ok(self.queue.has_used())
+        wait_used(&mut self.queue, self.bare.call(), limit)
     }
 
     /// The vring base from which the ring is started.
     pub fn base(&self) -> u32 {
-        self.base
+        self.bare.base
     }
 
     /// Says from where to start the ring. In flight must be what is between that and where the driver is.
     pub fn set_base(&mut self, base: u32) {
-        self.base = base;
+        self.bare.base = base;
     }
 
     /// Makes the ring ready to be started again after the back-end went, or was reset, without stopping it.
@@ -229,9 +188,9 @@ impl<T> Vring<T> {
     /// back-end gets the [in-flight region](super::Inflight). A packed ring does not tell where it was; it goes on only
     /// with that region, or from a base that the caller says.
     pub fn recover(&mut self) {
-        self.is_started = false;
-        if self.features & feature::RING_PACKED == 0 {
-            self.base = self.device_area.load_u16_acquire(split::IDX).into();
+        self.bare.is_started = false;
+        if self.features() & feature::RING_PACKED == 0 {
+            self.bare.base = self.device_area.load_u16_acquire(split::IDX).into();
         }
     }
 
@@ -242,7 +201,38 @@ impl<T> Vring<T> {
     /// The ring, if it is started.
     #[allow(clippy::result_large_err, reason = "a ring that is in use stays")]
     pub fn retire(self) -> Result<Vec<T>, Self> {
-        let Self { queue, is_started, .. } = self;
-        queue.reset(|| !is_started).map_err(|queue| Self { queue, ..self })
+        let Self { bare, queue, device_area } = self;
+        queue.reset(|| !bare.is_started).map_err(|queue| Self { bare, queue, device_area })
     }
+}
+
+impl<T> AsRef<BareVring> for Vring<T> {
+    fn as_ref(&self) -> &BareVring {
+        &self.bare
+    }
+}
+
+impl<T> AsMut<BareVring> for Vring<T> {
+    fn as_mut(&mut self) -> &mut BareVring {
+        &mut self.bare
+    }
+}
+
+/// Waits until the device has used a chain of `queue`, of which it tells by `call`, or did wrong; false if neither came
+/// within `limit`.
+///
+/// # Errors
+/// The kernel's.
+pub fn wait_used<T>(queue: &mut DriverQueue<T>, call: &Event, limit: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + limit;
+    // A call may be about chains reclaimed long ago, or about none: a device may call at any time (2.7.7.1).
+    call.take()?;
+    while !queue.arm() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if call.wait(left)? == 0 || left.is_zero() {
+            break;
+        }
+    }
+    queue.suppress();
+    Ok(queue.has_used())
 }

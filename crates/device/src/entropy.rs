@@ -8,12 +8,11 @@ use ringway_spec::entropy::DEVICE_ID;
 use ringway_spec::feature;
 
 use crate::model::DeviceModel;
+use crate::serving::Serving;
 use crate::status::Negotiation;
 
 /// The most bytes that a chain gets.
 const CHAIN_MAX: usize = 1024;
-/// The most chains that are served at once.
-const BURST: usize = 32;
 
 /// An entropy device.
 #[derive(Debug, Clone)]
@@ -43,21 +42,17 @@ impl EntropyDevice {
         burst: &mut Burst,
         fill: &mut dyn FnMut(&mut [u8]) -> usize,
     ) -> Result<bool, QueueError> {
-        queue.take(burst, BURST)?;
+        let mut serving = Serving::new(queue, burst);
         let mut bytes = [0; CHAIN_MAX];
-        while !burst.is_empty() {
-            let bytes = &mut bytes[..CHAIN_MAX.min(burst.next_writable_len() as usize)];
+        while let Some(room) = serving.room() {
+            let bytes = &mut bytes[..CHAIN_MAX.min(room)];
             let filled = if bytes.is_empty() { 0 } else { fill(bytes).min(bytes.len()) };
             if filled == 0 && !bytes.is_empty() {
-                queue.rewind(burst);
                 break;
             }
-            if let Some(chain) = burst.next() {
-                let written = chain.writable().write(&bytes[..filled]);
-                queue.complete(chain, written as u32);
-            }
+            serving.answer(&bytes[..filled]);
         }
-        Ok(queue.publish())
+        serving.end()
     }
 }
 

@@ -20,4 +20,5 @@ pub mod entropy;
 mod loopback;
 pub mod model;
 pub mod net;
+mod serving;
 pub mod status;

@@ -1,0 +1,73 @@
+//! A turn at a queue, for devices whose chains wait until there is something for them.
+//!
+//! A chain is looked at first, and completed when it is known what becomes of it; those left at the end of the turn are given
+//! back, as if they had not been taken. A turn is bounded, whatever the driver makes available meanwhile.
+
+use ringway_memory::GuestBuf;
+use ringway_queue::{Burst, Chain, DeviceQueue, QueueError};
+
+/// The most chains of a turn.
+pub(crate) const TURN: usize = 32;
+
+/// A turn at a queue.
+pub(crate) struct Serving<'a> {
+    queue: &'a mut DeviceQueue,
+    burst: &'a mut Burst,
+    /// How many chains may still be taken.
+    left: usize,
+    failed: Option<QueueError>,
+}
+
+impl<'a> Serving<'a> {
+    pub(crate) fn new(queue: &'a mut DeviceQueue, burst: &'a mut Burst) -> Self {
+        Self { queue, burst, left: TURN, failed: None }
+    }
+
+    /// How many bytes the next chain has room for; `None` if there is none.
+    pub(crate) fn room(&mut self) -> Option<usize> {
+        self.look().then(|| self.burst.next_writable_len() as usize)
+    }
+
+    /// What the driver wrote in the next chain, if there is one.
+    pub(crate) fn readable(&mut self) -> Option<GuestBuf<'_>> {
+        self.look();
+        self.burst.readable().next()
+    }
+
+    /// Completes the next chain with what `answer` says it has written.
+    pub(crate) fn complete(&mut self, answer: impl FnOnce(&Chain<'_>) -> usize) {
+        if let Some(chain) = self.burst.next() {
+            let written = answer(&chain);
+            self.queue.complete(chain, written as u32);
+        }
+    }
+
+    /// Completes the next chain with these bytes, or as many as it has room for.
+    pub(crate) fn answer(&mut self, bytes: &[u8]) {
+        self.complete(|chain| chain.writable().write(bytes));
+    }
+
+    /// Whether a chain waits. What was taken once may be all that the queue knew of then, so it is asked again.
+    fn look(&mut self) -> bool {
+        if self.burst.is_empty() && self.left > 0 && self.failed.is_none() {
+            match self.queue.take(self.burst, self.left) {
+                Ok(taken) => self.left -= taken,
+                Err(error) => self.failed = Some(error),
+            }
+        }
+        !self.burst.is_empty()
+    }
+
+    /// Shows the driver what was completed, and gives back the rest. Returns whether to call the driver.
+    ///
+    /// # Errors
+    /// As of [`DeviceQueue::take`]: what was completed before the malformed chain is shown as well.
+    pub(crate) fn end(self) -> Result<bool, QueueError> {
+        // With nothing to give back the queue may have stopped at an address that has no translation, which it is to remember.
+        if !self.burst.is_empty() {
+            self.queue.rewind(self.burst);
+        }
+        let call = self.queue.publish();
+        self.failed.map_or(Ok(call), Err)
+    }
+}

@@ -26,6 +26,8 @@
 #![deny(unsafe_code)]
 
 extern crate alloc;
+#[cfg(feature = "vhost-user")]
+extern crate std;
 
 mod device;
 mod error;

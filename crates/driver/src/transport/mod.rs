@@ -7,6 +7,8 @@
 pub mod mmio;
 pub mod pci;
 pub mod registers;
+#[cfg(feature = "vhost-user")]
+pub mod vhost_user;
 
 use bitflags::bitflags;
 use ringway_memory::Gpa;
@@ -170,4 +172,8 @@ pub enum TransportError {
         /// The vector.
         vector: u16,
     },
+    /// The back-end did not do what it was asked, or is gone.
+    #[cfg(feature = "vhost-user")]
+    #[error(transparent)]
+    VhostUser(ringway_vhost::frontend::FrontendError),
 }

@@ -46,6 +46,17 @@ impl TestPlatform {
     pub(crate) fn memory(&self) -> Arc<MemoryTable> {
         Arc::clone(&self.memory)
     }
+
+    /// The device's half of a queue that the driver has set up.
+    pub(crate) fn device_queue(&self, setup: &QueueSetup) -> DeviceQueue {
+        let QueueSetup { size, features, descriptor, driver, device, .. } = *setup;
+        let memory = self.memory();
+        let [descriptor, driver, device] = [descriptor, driver, device].map(|at| FrontendVa(at.0));
+        let areas = Areas::resolve(&memory, size, features, descriptor, driver, device).unwrap();
+        let resume = ResumeState::start(features);
+        let config = QueueConfig { size, features, areas, memory, used_log: None, resume, inflight: None };
+        DeviceQueue::start(config).unwrap()
+    }
 }
 
 /// A part of the file.
@@ -157,13 +168,7 @@ impl Fake {
 
     /// The device's half of a queue that the driver has set up.
     pub(crate) fn device_queue(&self, index: u16) -> DeviceQueue {
-        let QueueSetup { size, features, descriptor, driver, device, .. } = self.state().queues[&index];
-        let memory = self.platform.memory();
-        let [descriptor, driver, device] = [descriptor, driver, device].map(|at| FrontendVa(at.0));
-        let areas = Areas::resolve(&memory, size, features, descriptor, driver, device).unwrap();
-        let resume = ResumeState::start(features);
-        let config = QueueConfig { size, features, areas, memory, used_log: None, resume, inflight: None };
-        DeviceQueue::start(config).unwrap()
+        self.platform.device_queue(&self.state().queues[&index])
     }
 
     /// What was done since the last call.

@@ -30,6 +30,7 @@ extern crate alloc;
 extern crate std;
 
 mod device;
+pub mod entropy;
 mod error;
 pub mod platform;
 pub mod transport;

@@ -4,7 +4,7 @@
 //! [`net`] is the network device: its configuration space, its control commands, and the rules by which the
 //! header of a frame that one driver sent becomes the header that another receives.
 //! [`blk`] is the block device: its configuration space, and what becomes of a request.
-//! [`console`] is the console device with its ports, [`entropy`] the entropy device.
+//! [`console`] is the console device with its ports, [`entropy`] the entropy device, [`balloon`] the memory balloon.
 //! [`model`] is what they have in common, for a transport that does not care which it shows.
 //!
 //! A model knows no file descriptor, no thread, no socket and no clock. Those of networks and disks touch no ring either:
@@ -14,6 +14,7 @@
 
 extern crate alloc;
 
+pub mod balloon;
 pub mod blk;
 pub mod console;
 pub mod entropy;

@@ -7,7 +7,9 @@ use ringway_memory::GuestBuf;
 use ringway_queue::{Burst, Chain, DeviceQueue, QueueError};
 
 /// The most chains of a turn.
-pub(crate) const TURN: usize = 32;
+const TURN: usize = 32;
+/// The most bytes that are moved at once, and as many times [`TURN`] in a turn: a multiple of what streams are made of.
+pub(crate) const PIECE: usize = 4096;
 
 /// A turn at a queue.
 pub(crate) struct Serving<'a> {
@@ -45,6 +47,25 @@ impl<'a> Serving<'a> {
     /// Completes the next chain with these bytes, or as many as it has room for.
     pub(crate) fn answer(&mut self, bytes: &[u8]) {
         self.complete(|chain| chain.writable().write(bytes));
+    }
+
+    /// Passes what the driver wrote on to `sink`, which says how many bytes it took; what it did not take stays in the queue. So
+    /// much of the first chain was passed on before: `passed_on`.
+    pub(crate) fn pass_on(&mut self, passed_on: &mut usize, sink: &mut dyn FnMut(&[u8]) -> usize) {
+        let mut bytes = [0; PIECE];
+        for _ in 0..TURN {
+            let Some(text) = self.readable() else { break };
+            let len = text.len();
+            let n = text.advance(*passed_on).read(&mut bytes);
+            let taken = if n == 0 { 0 } else { sink(&bytes[..n]).min(n) };
+            *passed_on += taken;
+            if *passed_on >= len {
+                *passed_on = 0;
+                self.answer(&[]);
+            } else if taken < n {
+                break;
+            }
+        }
     }
 
     /// Whether a chain waits. What was taken once may be all that the queue knew of then, so it is asked again.

@@ -33,7 +33,7 @@ use thiserror::Error;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::model::DeviceModel;
-use crate::serving::{Serving, TURN};
+use crate::serving::{PIECE, Serving};
 use crate::status::Negotiation;
 use port::Port;
 
@@ -41,8 +41,6 @@ use port::Port;
 pub const PORTS_MAX: u16 = 511;
 /// The longest name of a port, in bytes: its message fits the buffers of every driver.
 pub const NAME_MAX: usize = 255;
-/// The most bytes that are moved at once.
-const PIECE: usize = 4096;
 /// The most bytes of emergency writes that wait to be fetched.
 const EMERGENCY_MAX: usize = 256;
 
@@ -261,22 +259,12 @@ impl ConsoleDevice {
         sink: &mut dyn FnMut(&[u8]) -> usize,
     ) -> Result<bool, QueueError> {
         let mut serving = Serving::new(queue, burst);
-        let mut port = self.ports.get_mut(usize::from(port)).filter(|port| port.exists());
-        let mut bytes = [0; PIECE];
-        for _ in 0..TURN {
-            let Some(text) = serving.readable() else { break };
-            let (len, mut passed_on) = (text.len(), text.len());
-            if let Some(port) = &mut port {
-                let n = text.advance(port.passed_on).read(&mut bytes);
-                let taken = if n == 0 { 0 } else { sink(&bytes[..n]).min(n) };
-                passed_on = port.passed_on + taken;
-                port.passed_on = if passed_on < len { passed_on } else { 0 };
-                if passed_on < len && taken < n {
-                    break;
+        match self.ports.get_mut(usize::from(port)).filter(|port| port.exists()) {
+            Some(port) => serving.pass_on(&mut port.passed_on, sink),
+            None => {
+                while serving.readable().is_some() {
+                    serving.answer(&[]);
                 }
-            }
-            if passed_on >= len {
-                serving.answer(&[]);
             }
         }
         serving.end()
@@ -451,9 +439,11 @@ impl DeviceModel for ConsoleDevice {
         }
     }
 
-    /// `emerg_wr`, alone, whatever the status and the features (5.3.5.1): of what is written there, the lowest byte.
+    /// `emerg_wr`, alone, whatever the status and the features (5.3.5.1): of what is written there, the lowest byte. Some
+    /// front-ends write all of the configuration when the driver has written a part.
     fn write_config(&mut self, offset: usize, bytes: &[u8]) -> bool {
-        let (CONFIG_EMERG_WR, [byte, ..]) = (offset, bytes) else { return false };
+        let byte = CONFIG_EMERG_WR.checked_sub(offset).and_then(|at| bytes.get(at));
+        let Some(byte) = byte else { return false };
         if self.emergency.len() < EMERGENCY_MAX {
             self.emergency.push_back(*byte);
         }

@@ -72,7 +72,8 @@ fn emergency_bytes_are_taken_at_any_time() {
     assert!(device.write_config(CONFIG_EMERG_WR, b"!"));
     assert!(!device.write_config(CONFIG_EMERG_WR + 1, b"?"), "only the lowest byte is shown");
     assert!(!device.write_config(0, &[1, 0]), "the size is not the driver's");
-    assert_eq!(device.emergency_bytes().collect::<Vec<_>>(), b"A!");
+    assert!(device.write_config(0, &[80, 0, 25, 0, 0, 0, 0, 0, b'?', 0, 0, 0]), "all of the configuration");
+    assert_eq!(device.emergency_bytes().collect::<Vec<_>>(), b"A!?");
     for _ in 0..10_000 {
         assert!(device.write_config(CONFIG_EMERG_WR, b"x"));
     }

@@ -78,7 +78,7 @@ proptest! {
     /// Whatever its registers read, a set-up ends.
     #[test]
     fn no_registers_hang_or_break_a_driver(
-        words in prop::collection::vec(prop_oneof![Just(0), Just(1), Just(0x20), Just(u32::MAX), any::<u32>()], 1..24),
+        words in prop::collection::vec(prop_oneof![Just(0), Just(1), Just(9), Just(u32::MAX), any::<u32>()], 1..24),
     ) {
         let registers = Scripted { len: CONFIG + 8, words, next: AtomicUsize::new(0) };
         let transport = Mmio::new(registers).unwrap().unwrap();

@@ -6,6 +6,7 @@
 //!    └──────────────────────────────── status := 0 ────────────────────────────────┘
 //! ```
 
+use ringway_spec::feature::SUSPEND;
 use ringway_spec::status::DeviceStatus;
 use thiserror::Error;
 
@@ -44,6 +45,11 @@ impl Negotiation {
     /// What the device offers.
     pub fn offered(&self) -> u64 {
         self.offered
+    }
+
+    /// The device offers these as well: what concerns the transport is known to who shows the device, not to its model.
+    pub fn offer(&mut self, features: u64) {
+        self.offered |= features;
     }
 
     /// What the driver acked; 0 before it did.
@@ -90,6 +96,11 @@ impl Negotiation {
         if self.acked.is_none() {
             status.remove(DeviceStatus::FEATURES_OK);
         }
+        // Only a device that offers to be suspended can be (3.4).
+        status.set(
+            DeviceStatus::SUSPEND,
+            status.contains(DeviceStatus::SUSPEND) && self.acked() & SUSPEND != 0,
+        );
         // The device alone sets this one, and only a reset clears it.
         status.set(DeviceStatus::DEVICE_NEEDS_RESET, self.status.contains(DeviceStatus::DEVICE_NEEDS_RESET));
         self.status = status;
@@ -186,5 +197,18 @@ mod tests {
         let mut device = device();
         device.write_status(0xff);
         assert!(!device.status().contains(DeviceStatus::DEVICE_NEEDS_RESET));
+    }
+
+    /// [DEV-CORE-device-suspend-01] A device is not suspended before it is set up, and not after either: it did not offer
+    /// that.
+    #[test]
+    fn a_driver_cannot_suspend_what_does_not_offer_it() {
+        let mut device = device();
+        device.write_status((DeviceStatus::ACKNOWLEDGE | DeviceStatus::SUSPEND).bits());
+        assert_eq!(device.status(), DeviceStatus::ACKNOWLEDGE);
+        device.ack(A).unwrap();
+        let live = DeviceStatus::FEATURES_OK | DeviceStatus::DRIVER_OK;
+        device.write_status((live | DeviceStatus::SUSPEND).bits());
+        assert_eq!(device.status(), live);
     }
 }

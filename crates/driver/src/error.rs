@@ -49,6 +49,12 @@ pub enum Error {
         /// The queue's index.
         index: u16,
     },
+    /// The device has no such port.
+    #[error("the device has no port {port}")]
+    NoPort {
+        /// The port's number.
+        port: u16,
+    },
     /// A queue cannot be like this.
     #[error(transparent)]
     Queue(#[from] ConfigError),

@@ -71,6 +71,18 @@ impl SharedBuf {
         unsafe { GuestSlice::from_raw(self.base, self.len as usize) }
     }
 
+    /// The `len` bytes of it at `offset`, if it has them.
+    #[inline]
+    pub fn part(&self, offset: u32, len: u32) -> Option<GuestSlice<'_>> {
+        if offset > self.len || len > self.len - offset {
+            return None;
+        }
+        // SAFETY: the offset is inside the buffer, or its end.
+        let start = unsafe { self.base.add(offset as usize) };
+        // SAFETY: the range lies inside the buffer, and `self` keeps its backing alive for the slice's lifetime.
+        Some(unsafe { GuestSlice::from_raw(start, len as usize) })
+    }
+
     /// Copies `bytes` to the buffer's start; returns how many, the smaller of the two lengths.
     pub fn write(&mut self, bytes: &[u8]) -> usize {
         GuestBuf::new(&[self.slice()]).write(bytes)

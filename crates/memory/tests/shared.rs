@@ -27,6 +27,23 @@ fn a_region_is_divided() {
     assert!(memory[..100].iter().chain(&memory[996..]).all(|byte| *byte == 0));
 }
 
+/// A part of a buffer is inside of it, or is none.
+#[test]
+fn a_part_of_a_buffer_is_inside_of_it() {
+    let region = region(BASE, PAGE, 0);
+    let mut buffers = SharedBuf::divide(&region, 64..192, 64).expect("inside");
+    let (mut buffer, _next) = (buffers.next().expect("one"), buffers.next().expect("two"));
+    buffer.write(&[7; 64]);
+    for (offset, len) in [(0, 64), (0, 0), (64, 0), (63, 1), (10, 20)] {
+        let part = buffer.part(offset, len).expect("a part");
+        assert_eq!(part.len(), len as usize);
+        assert_eq!(part.as_ptr() as usize - buffer.slice().as_ptr() as usize, offset as usize);
+    }
+    for (offset, len) in [(0, 65), (64, 1), (65, 0), (1, 64), (u32::MAX, 1), (1, u32::MAX)] {
+        assert!(buffer.part(offset, len).is_none(), "{offset} {len}");
+    }
+}
+
 /// A buffer keeps its memory mapped.
 #[test]
 fn a_buffer_outlives_its_region() {

@@ -61,6 +61,8 @@ pub const F_GUEST_USO6: u64 = 1 << 55;
 pub const F_HOST_USO: u64 = 1 << 56;
 /// The device says the hash of each frame.
 pub const F_HASH_REPORT: u64 = 1 << 57;
+/// `hdr_len` of a frame to be segmented is exact.
+pub const F_GUEST_HDRLEN: u64 = 1 << 59;
 /// Receive queues are chosen by a hash and a table of the driver's.
 pub const F_RSS: u64 = 1 << 60;
 /// The device says its speed and duplex.
@@ -104,6 +106,8 @@ pub struct Config {
 
 /// The largest `speed` that is known (5.1.4.1).
 pub const SPEED_MAX: u32 = 0x7fff_ffff;
+/// `duplex`: one way at a time.
+pub const DUPLEX_HALF: u8 = 1;
 /// `duplex`: both ways at once.
 pub const DUPLEX_FULL: u8 = 0;
 /// The smallest `rss_max_key_size` that a device may say, and what Linux takes at most.
@@ -142,6 +146,8 @@ pub const HDR_LEN_LEGACY: usize = 10;
 pub const HDR_F_NEEDS_CSUM: u8 = 1;
 /// The checksum has been validated.
 pub const HDR_F_DATA_VALID: u8 = 2;
+/// The frame was made of several, and `csum_start` and `csum_offset` say of how many; with `RSC_EXT` only.
+pub const HDR_F_RSC_INFO: u8 = 4;
 
 /// One frame, nothing to segment.
 pub const GSO_NONE: u8 = 0;

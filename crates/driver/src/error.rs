@@ -76,6 +76,18 @@ pub enum Error {
         /// What it was asked.
         what: &'static str,
     },
+    /// The device says that it will not do what it was asked.
+    #[error("the device refuses {what}")]
+    Refused {
+        /// What it was asked.
+        what: &'static str,
+    },
+    /// What was asked cannot be asked of this device.
+    #[error("{what} cannot be asked like this")]
+    BadArgument {
+        /// What was asked.
+        what: &'static str,
+    },
     /// What was asked needs a feature that was not negotiated.
     #[error("this needs feature {feature:#x}, which was not negotiated")]
     NotNegotiated {

@@ -33,6 +33,7 @@ pub mod console;
 mod device;
 pub mod entropy;
 mod error;
+pub mod net;
 pub mod platform;
 pub mod transport;
 mod virtqueue;

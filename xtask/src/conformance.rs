@@ -30,7 +30,7 @@ const WHOLE: [(&str, &[&str]); 5] = [
     ("split", &["device", "driver"]),
     ("packed", &["device", "driver"]),
     ("vhost-user", &["back-end", "both"]),
-    ("net", &["device"]),
+    ("net", &["device", "driver"]),
     ("blk", &["device"]),
 ];
 

@@ -130,6 +130,21 @@ pub const T_ZONES: [u32; 7] = [15, 16, 18, 20, 22, 24, 26];
 /// Length of a device's name: ASCII, behind it zeroes up to this length if it is shorter.
 pub const ID_LEN: usize = 20;
 
+/// How worn the storage is, as a device with `F_LIFETIME` says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Lifetime {
+    /// Of the spare blocks: 0 is not known, 1 normal, 2 mostly used up, 3 nearly all.
+    pub pre_eol_info: U16,
+    /// Wear of cells of single-level storage, in tenths begun; 0 is not known, 11 past the end.
+    pub device_lifetime_est_typ_a: U16,
+    /// The same of cells of multi-level storage.
+    pub device_lifetime_est_typ_b: U16,
+}
+
+/// Size of [`Lifetime`].
+pub const LIFETIME_LEN: usize = size_of::<Lifetime>();
+
 /// Sectors that a discard, a write of zeroes or an erasure is about; the data of such a request is some of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]

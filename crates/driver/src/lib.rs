@@ -29,6 +29,7 @@ extern crate alloc;
 #[cfg(feature = "vhost-user")]
 extern crate std;
 
+pub mod blk;
 pub mod console;
 mod device;
 pub mod entropy;

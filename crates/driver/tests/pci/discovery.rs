@@ -265,7 +265,7 @@ impl ConfigSpace for Bars {
 
     fn write_u32(&self, offset: usize, value: u32) {
         let mut words = self.words.borrow_mut();
-        assert_eq!(words[1], header::COMMAND_BUS_MASTER.into(), "the function does not answer meanwhile");
+        assert_eq!(words[1], u32::from(header::COMMAND_BUS_MASTER), "the function does not answer meanwhile");
         // I/O of 32 bytes; memory of 4 KiB, of 16 GiB with 64 bits, and of none.
         let writable = [0xffff_ffe0, 0xffff_f000, 0, 0, 0, 0xffff_fffc][(offset - header::BAR) / 4];
         let word = &mut words[offset / 4];

@@ -26,12 +26,18 @@ use self::tags::Tests;
 const PAGE: &str = "docs/CONFORMANCE.md";
 /// The areas that must be whole, with the roles they must be so for: each MUST and MUST NOT of theirs is proven or
 /// excused.
-const WHOLE: [(&str, &[&str]); 5] = [
+const WHOLE: [(&str, &[&str]); 11] = [
+    ("core", &["device", "driver"]),
     ("split", &["device", "driver"]),
     ("packed", &["device", "driver"]),
-    ("vhost-user", &["back-end", "both"]),
+    ("pci", &["device", "driver"]),
+    ("mmio", &["device", "driver"]),
     ("net", &["device", "driver"]),
-    ("blk", &["device"]),
+    ("blk", &["device", "driver"]),
+    ("console", &["device", "driver"]),
+    ("entropy", &["device", "driver"]),
+    ("balloon", &["device", "driver"]),
+    ("vhost-user", &["back-end", "both"]),
 ];
 
 /// What to do with the page.

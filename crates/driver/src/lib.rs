@@ -29,6 +29,7 @@ extern crate alloc;
 #[cfg(feature = "vhost-user")]
 extern crate std;
 
+pub mod balloon;
 pub mod blk;
 pub mod console;
 mod device;
@@ -41,6 +42,6 @@ mod virtqueue;
 
 pub use device::{Config, Device, QueueOptions, Stopped, Wanted};
 pub use error::Error;
-pub use platform::{OutOfMemory, Platform};
+pub use platform::{OutOfMemory, PageRange, Pages, Platform, Purpose};
 pub use transport::{Interrupt, Notify, QueueSetup, Transport, TransportError};
 pub use virtqueue::Virtqueue;

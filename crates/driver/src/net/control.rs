@@ -1,15 +1,17 @@
 //! The control queue (5.1.6.5): a command at a time, whose answer is waited for.
 #![forbid(unsafe_code)]
 
+use alloc::vec::Vec;
+
 use ringway_memory::SharedBuf;
 use ringway_queue::Segment;
 use ringway_spec::net::{
     CTRL_ANNOUNCE, CTRL_ANNOUNCE_ACK, CTRL_ERR, CTRL_GUEST_OFFLOADS, CTRL_GUEST_OFFLOADS_SET, CTRL_MAC,
-    CTRL_MAC_ADDR_SET, CTRL_MAC_TABLE_SET, CTRL_MQ, CTRL_MQ_VQ_PAIRS_SET, CTRL_OK, CTRL_RX, CTRL_RX_ALLMULTI,
-    CTRL_RX_ALLUNI, CTRL_RX_NOBCAST, CTRL_RX_NOMULTI, CTRL_RX_NOUNI, CTRL_RX_PROMISC, CTRL_VLAN,
-    CTRL_VLAN_ADD, CTRL_VLAN_DEL, F_CTRL_GUEST_OFFLOADS, F_CTRL_MAC_ADDR, F_CTRL_RX, F_CTRL_RX_EXTRA,
-    F_CTRL_VLAN, F_GUEST_ANNOUNCE, F_GUEST_CSUM, F_GUEST_ECN, F_GUEST_TSO4, F_GUEST_TSO6, F_GUEST_USO4,
-    F_GUEST_USO6, F_MQ,
+    CTRL_MAC_ADDR_SET, CTRL_MAC_TABLE_SET, CTRL_MQ, CTRL_MQ_RSS_CONFIG, CTRL_MQ_VQ_PAIRS_SET, CTRL_OK,
+    CTRL_RX, CTRL_RX_ALLMULTI, CTRL_RX_ALLUNI, CTRL_RX_NOBCAST, CTRL_RX_NOMULTI, CTRL_RX_NOUNI,
+    CTRL_RX_PROMISC, CTRL_VLAN, CTRL_VLAN_ADD, CTRL_VLAN_DEL, F_CTRL_GUEST_OFFLOADS, F_CTRL_MAC_ADDR,
+    F_CTRL_RX, F_CTRL_RX_EXTRA, F_CTRL_VLAN, F_CTRL_VQ, F_GUEST_ANNOUNCE, F_GUEST_CSUM, F_GUEST_ECN,
+    F_GUEST_TSO4, F_GUEST_TSO6, F_GUEST_USO4, F_GUEST_USO6, F_MQ, F_RSS,
 };
 
 use super::{Mac, Net, REQUIRES};
@@ -52,6 +54,32 @@ impl Mode {
             Self::NoBroadcast => (CTRL_RX_NOBCAST, F_CTRL_RX_EXTRA),
         }
     }
+}
+
+/// How a device shall choose the receive queue of a frame: by the low bits of its hash as an index of a table (5.1.6.5.7).
+#[derive(Debug, Clone, Copy)]
+pub struct Rss<'a> {
+    /// What is hashed, of what frames: `HASH_TYPE_` bits.
+    pub hash_types: u32,
+    /// Numbers of pairs; a power of two of them.
+    pub table: &'a [u16],
+    /// The pair for frames without a hash.
+    pub unclassified: u16,
+    /// How many pairs are used to transmit, the first ones.
+    pub transmit: u16,
+    /// The key of the hash (Toeplitz).
+    pub key: &'a [u8],
+}
+
+/// What a device can do of receive-side scaling (5.1.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RssLimits {
+    /// The longest key, in bytes.
+    pub key_len: u8,
+    /// The longest table, in entries.
+    pub table_len: u16,
+    /// What can be hashed: `HASH_TYPE_` bits, beside those that are not known.
+    pub hash_types: u32,
 }
 
 /// The control queue, and memory for one command and its answer.
@@ -192,10 +220,47 @@ impl<T: Transport> Net<T> {
         if pairs == 0 || usize::from(pairs) > self.pairs.len() {
             return Err(Error::BadArgument { what });
         }
+        self.use_pairs(pairs, |net| {
+            net.command(F_MQ, what, CTRL_MQ, CTRL_MQ_VQ_PAIRS_SET, &[&pairs.to_le_bytes()])
+        })
+    }
+
+    /// Has the device choose receive queues by a hash and a table, until [`Net::set_pairs`] is said.
+    ///
+    /// # Errors
+    /// Beside those of all commands [`Error::BadArgument`] for what the device cannot do, or pairs that were not set up.
+    pub fn set_rss(&mut self, rss: &Rss<'_>) -> Result<(), Error> {
+        let Rss { hash_types, table, unclassified, transmit, key } = *rss;
+        let RssLimits { key_len, table_len, hash_types: supported } = self.rss_limits;
+        let is_pair = |pair: &u16| usize::from(*pair) < self.pairs.len();
+        let what = "receive-side scaling";
+        let is_possible = hash_types & !supported == 0
+            && table.len().is_power_of_two()
+            && table.len() <= table_len.into()
+            && table.iter().chain([&unclassified]).all(is_pair)
+            && (1..=self.pairs.len()).contains(&transmit.into())
+            && key.len() <= key_len.into();
+        self.need(F_RSS)?;
+        if !is_possible {
+            return Err(Error::BadArgument { what });
+        }
+        let mask = (table.len() - 1) as u16;
+        let queues = [mask, unclassified].into_iter().chain(table.iter().copied()).chain([transmit]);
+        let queues: Vec<u8> = queues.flat_map(u16::to_le_bytes).collect();
+        let data = [&hash_types.to_le_bytes(), &queues[..], &[key.len() as u8], key];
+        self.use_pairs(transmit, |net| net.command(F_RSS, what, CTRL_MQ, CTRL_MQ_RSS_CONFIG, &data))
+    }
+
+    /// Carries out a command after which so many pairs are used to transmit. None of those left out is used once the device
+    /// may have seen it (5.1.6.5.6.1).
+    fn use_pairs(
+        &mut self,
+        pairs: u16,
+        command: impl FnOnce(&mut Self) -> Result<(), Error>,
+    ) -> Result<(), Error> {
         let before = self.active;
-        // None of those left out is used once the device may have seen the command (5.1.6.5.6.1).
         self.activate(pairs.min(before));
-        let result = self.command(F_MQ, what, CTRL_MQ, CTRL_MQ_VQ_PAIRS_SET, &[&pairs.to_le_bytes()]);
+        let result = command(self);
         match result {
             Ok(()) => self.activate(pairs),
             Err(Error::Refused { .. } | Error::NotNegotiated { .. }) => self.activate(before),
@@ -225,12 +290,18 @@ impl<T: Transport> Net<T> {
         command: u8,
         data: &[&[u8]],
     ) -> Result<(), Error> {
-        let missing = features & !self.device.features();
-        let Some(control) = self.control.as_mut().filter(|_| missing == 0) else {
-            return Err(Error::NotNegotiated { feature: missing });
+        self.need(features | F_CTRL_VQ)?;
+        let Some(control) = &mut self.control else {
+            return Err(Error::NotNegotiated { feature: F_CTRL_VQ });
         };
         let command = [&[&[class, command][..]], data].concat().concat();
         control.execute(&mut self.device, what, &command)
+    }
+
+    /// These features were negotiated.
+    fn need(&self, features: u64) -> Result<(), Error> {
+        let missing = features & !self.features();
+        if missing == 0 { Ok(()) } else { Err(Error::NotNegotiated { feature: missing }) }
     }
 
     /// Frames are sent on the first pairs only.

@@ -43,7 +43,7 @@
 //! [counted](Receiver::dropped). The rest is the stack's: the pseudo-header's sum of a partial checksum, what is in a frame, and
 //! whether a checksum of which nothing is known is right.
 //!
-//! Not negotiated are receive-side scaling and hashes, fragments of UDP datagrams (`UFO`), tunnels, `IPsec`, flow filters,
+//! Not negotiated are reports of hashes, fragments of UDP datagrams (`UFO`), tunnels, `IPsec`, flow filters,
 //! coalescing of notifications, statistics, and standby devices.
 #![forbid(unsafe_code)]
 
@@ -61,11 +61,11 @@ use ringway_spec::net::{
     Config, DEVICE_ID, DUPLEX_FULL, DUPLEX_HALF, F_CSUM, F_CTRL_GUEST_OFFLOADS, F_CTRL_MAC_ADDR, F_CTRL_RX,
     F_CTRL_RX_EXTRA, F_CTRL_VLAN, F_CTRL_VQ, F_GUEST_ANNOUNCE, F_GUEST_CSUM, F_GUEST_ECN, F_GUEST_HDRLEN,
     F_GUEST_TSO4, F_GUEST_TSO6, F_GUEST_USO4, F_GUEST_USO6, F_HOST_ECN, F_HOST_TSO4, F_HOST_TSO6, F_HOST_USO,
-    F_MAC, F_MQ, F_MRG_RXBUF, F_MTU, F_SPEED_DUPLEX, F_STATUS, HDR_LEN, MQ_PAIRS_MAX, MQ_PAIRS_MIN, MTU_MIN,
-    S_ANNOUNCE, S_LINK_UP, SPEED_MAX,
+    F_MAC, F_MQ, F_MRG_RXBUF, F_MTU, F_RSS, F_SPEED_DUPLEX, F_STATUS, HDR_LEN, MQ_PAIRS_MAX, MQ_PAIRS_MIN,
+    MTU_MIN, S_ANNOUNCE, S_LINK_UP, SPEED_MAX,
 };
 
-pub use self::control::Mode;
+pub use self::control::{Mode, Rss, RssLimits};
 pub use self::frame::Frame;
 pub use self::header::{Checksum, Kind, Offload, Partial, Segments, Unsendable};
 pub use self::receive::{Dropped, Received, Receiver};
@@ -95,7 +95,8 @@ pub const PLAIN: u64 = F_MAC
     | F_CTRL_VLAN
     | F_CTRL_MAC_ADDR
     | F_GUEST_ANNOUNCE
-    | F_MQ;
+    | F_MQ
+    | F_RSS;
 /// Frames may be given to the device to be segmented.
 pub const SEND_SEGMENTS: u64 = F_HOST_TSO4 | F_HOST_TSO6 | F_HOST_ECN | F_HOST_USO | F_GUEST_HDRLEN;
 /// Frames may come with a [partial](Checksum::Partial) checksum, or a checked one.
@@ -123,6 +124,7 @@ const REQUIRES: &[(u64, u64)] = &[
     (F_CTRL_GUEST_OFFLOADS, F_CTRL_VQ),
     (F_GUEST_ANNOUNCE, F_CTRL_VQ),
     (F_MQ, F_CTRL_VQ),
+    (F_RSS, F_CTRL_VQ),
 ];
 
 /// How a device shall be used.
@@ -207,6 +209,7 @@ pub struct Net<T: Transport> {
     mac: Mac,
     format: Format,
     link: Link,
+    rss_limits: RssLimits,
 }
 
 impl<T: Transport> Net<T> {
@@ -215,7 +218,7 @@ impl<T: Transport> Net<T> {
     /// # Errors
     /// Those of [`Device::set_up`]; [`Error::BadConfig`] if the device says what cannot be.
     pub fn new(transport: T, platform: Arc<dyn Platform>, options: &Options) -> Result<Self, Error> {
-        let several = if options.pairs > 1 { 0 } else { F_MQ };
+        let several = if options.pairs > 1 { 0 } else { F_MQ | F_RSS };
         let wanted = Wanted {
             id: DEVICE_ID,
             features: UNDERSTOOD & options.features & !several,
@@ -229,8 +232,8 @@ impl<T: Transport> Net<T> {
             Ok((facts, parts))
         })?;
         let Parts { pairs, control } = parts;
-        let Facts { mac, format, link, .. } = facts;
-        let mut net = Self { device, control, pairs, active: 0, mac, format, link };
+        let Facts { mac, format, link, rss_limits, .. } = facts;
+        let mut net = Self { device, control, pairs, active: 0, mac, format, link, rss_limits };
         net.activate(1);
         net.pairs.iter_mut().for_each(|pair| pair.rx.flush());
         Ok(net)
@@ -254,6 +257,11 @@ impl<T: Transport> Net<T> {
     /// The link, as it was when the device was last asked.
     pub fn link(&self) -> Link {
         self.link
+    }
+
+    /// What the device can do of receive-side scaling; nothing without `RSS`.
+    pub fn rss_limits(&self) -> RssLimits {
+        self.rss_limits
     }
 
     /// A pair of queues.
@@ -329,17 +337,26 @@ struct Facts {
     link: Link,
     /// The most pairs that the device has.
     max_pairs: u16,
+    rss_limits: RssLimits,
 }
 
 impl Facts {
     fn read<T: Transport>(device: &mut Device<T>, options: &Options) -> Result<Self, Error> {
         let features = device.features();
         let has = |feature| features & feature != 0;
-        let (mac, max_pairs, mtu) = device.config(|config| {
+        let (mac, max_pairs, mtu, rss_limits) = device.config(|config| {
             let mac = has(F_MAC).then(|| config.bytes(offset_of!(Config, mac))).transpose()?;
-            let pairs = has(F_MQ).then(|| config.u16(offset_of!(Config, max_virtqueue_pairs))).transpose()?;
+            let pairs =
+                has(F_MQ | F_RSS).then(|| config.u16(offset_of!(Config, max_virtqueue_pairs))).transpose()?;
             let mtu = has(F_MTU).then(|| config.u16(offset_of!(Config, mtu))).transpose()?;
-            Ok((mac, pairs.unwrap_or(1), mtu))
+            let rss = has(F_RSS).then(|| {
+                Ok::<_, Error>(RssLimits {
+                    key_len: config.u8(offset_of!(Config, rss_max_key_size))?,
+                    table_len: config.u16(offset_of!(Config, rss_max_indirection_table_length))?,
+                    hash_types: config.u32(offset_of!(Config, supported_hash_types))?,
+                })
+            });
+            Ok((mac, pairs.unwrap_or(1), mtu, rss.transpose()?.unwrap_or_default()))
         })?;
         if !(MQ_PAIRS_MIN..=MQ_PAIRS_MAX).contains(&max_pairs) {
             return Err(Error::BadConfig { what: "number of queue pairs" });
@@ -351,7 +368,7 @@ impl Facts {
         local[0] = local[0] & !1 | 2;
         let format = Format::new(features, mtu.unwrap_or(options.mtu));
         let (link, _) = read_link(device)?;
-        Ok(Self { mac: mac.unwrap_or(local), format, link, max_pairs })
+        Ok(Self { mac: mac.unwrap_or(local), format, link, max_pairs, rss_limits })
     }
 }
 

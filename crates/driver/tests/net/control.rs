@@ -1,12 +1,12 @@
 //! Commands to the device, and what becomes of its answers.
 
 use ringway_driver::Error;
-use ringway_driver::net::{Mode, Net, Offload, SendError};
+use ringway_driver::net::{Mode, Net, Offload, Rss, SendError};
 use ringway_spec::feature::RING_PACKED;
 use ringway_spec::net::{
     CTRL_ERR, CTRL_OK, F_CTRL_GUEST_OFFLOADS, F_CTRL_MAC_ADDR, F_CTRL_RX, F_CTRL_RX_EXTRA, F_CTRL_VLAN,
     F_CTRL_VQ, F_GUEST_ANNOUNCE, F_GUEST_CSUM, F_GUEST_ECN, F_GUEST_TSO4, F_GUEST_TSO6, F_GUEST_USO4, F_MAC,
-    F_MQ, F_STATUS,
+    F_MQ, F_RSS, F_STATUS, HASH_TYPE_IPV4, HASH_TYPE_TCPV4, HASH_TYPE_UDPV4,
 };
 use ringway_spec::status::DeviceStatus;
 
@@ -171,6 +171,71 @@ fn frames_are_sent_on_pairs_in_use() {
     assert_eq!(sends(&mut lab), [0, 1], "nobody knows");
     assert!(matches!(lab.net.set_pairs(1), Err(Error::BadAnswer { .. })));
     assert_eq!(sends(&mut lab), [0]);
+}
+
+const KEY: [u8; 40] = [0x6d; 40];
+const RSS: Rss<'_> =
+    Rss { hash_types: HASH_TYPE_IPV4, table: &[0, 1, 2, 0], unclassified: 1, transmit: 3, key: &KEY };
+
+/// A device that scales: so many bytes of key, so many entries, hashes of IPv4 and TCP over it, and one that nobody knows.
+fn scaling(features: u64) -> Lab {
+    let bench = Bench::new(features).config(|config| {
+        config.rss_max_key_size = 40;
+        config.rss_max_indirection_table_length = 128.into();
+        config.supported_hash_types = (1 << 31 | HASH_TYPE_IPV4 | HASH_TYPE_TCPV4).into();
+    });
+    bench.options(|options| options.pairs = 3).up()
+}
+
+/// The command is what the text wants, and as many pairs are used to transmit as it says.
+#[test]
+fn scaling_is_commanded_byte_for_byte() {
+    for features in [F_RSS | F_CTRL_VQ, F_RSS | F_CTRL_VQ | F_MQ] {
+        let mut lab = scaling(features);
+        assert_eq!(lab.net.rss_limits().table_len, 128);
+        let seen = lab.obey();
+        lab.net.set_rss(&RSS).unwrap();
+        let words = [3, 1, 0, 1, 2, 0, 3u16].map(u16::to_le_bytes);
+        let expected = [&[4, 1, 1, 0, 0, 0][..], words.as_flattened(), &[40], &KEY].concat();
+        assert_eq!(*seen.lock().unwrap(), [expected]);
+        assert_eq!(lab.net.active_pairs(), 3);
+        lab.net.set_rss(&Rss { transmit: 1, key: &[], table: &[2], ..RSS }).unwrap();
+        let expected = [4, 1, 1, 0, 0, 0, 0, 0, 1, 0, 2, 0, 1, 0, 0];
+        assert_eq!(seen.lock().unwrap()[1], expected);
+        assert_eq!(lab.net.active_pairs(), 1);
+    }
+}
+
+/// [DRV-NET-receive-side-scaling-rss-01] [DRV-NET-receive-side-scaling-rss-02] [DRV-NET-receive-side-scaling-rss-03]
+/// [DRV-NET-receive-side-scaling-rss-04] [DRV-NET-receive-side-scaling-rss-05] What the device cannot do is not commanded: a
+/// table that is too long or of no power of two, pairs that there are not, hashes that are not supported, keys too long.
+#[test]
+fn impossible_scaling_is_not_commanded() {
+    let mut lab = scaling(F_RSS | F_CTRL_VQ);
+    let seen = lab.obey();
+    for impossible in [
+        Rss { hash_types: HASH_TYPE_UDPV4, ..RSS },
+        Rss { hash_types: HASH_TYPE_IPV4 | 1 << 30, ..RSS },
+        Rss { table: &[], ..RSS },
+        Rss { table: &[0, 1, 2], ..RSS },
+        Rss { table: &[0; 256], ..RSS },
+        Rss { table: &[0, 3], ..RSS },
+        Rss { unclassified: 3, ..RSS },
+        Rss { transmit: 0, ..RSS },
+        Rss { transmit: 4, ..RSS },
+        Rss { key: &[0; 41], ..RSS },
+    ] {
+        assert!(matches!(lab.net.set_rss(&impossible), Err(Error::BadArgument { .. })), "{impossible:?}");
+    }
+    assert!(seen.lock().unwrap().is_empty());
+    assert!(lab.net.set_rss(&Rss { table: &[0; 128], ..RSS }).is_ok());
+
+    let mut lab = scaling(F_MQ | F_CTRL_VQ);
+    let seen = lab.obey();
+    for rss in [RSS, Rss { table: &[], ..RSS }] {
+        assert!(matches!(lab.net.set_rss(&rss), Err(Error::NotNegotiated { feature: F_RSS })));
+    }
+    assert!(seen.lock().unwrap().is_empty());
 }
 
 /// A device that answers nothing is given up, and its late answer is not taken for another one.

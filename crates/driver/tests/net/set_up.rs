@@ -21,7 +21,7 @@ fn features_are_accepted_with_what_they_require() {
         (!RING_PACKED, all),
         (F_MAC | F_MTU, F_MAC | F_MTU),
         (F_CTRL_RX_EXTRA | F_GUEST_ANNOUNCE | F_MQ | F_CTRL_GUEST_OFFLOADS | F_HASH_REPORT | F_RSS, 0),
-        (F_HASH_REPORT | F_RSS | F_CTRL_VQ, F_CTRL_VQ),
+        (F_HASH_REPORT | F_RSS | F_CTRL_VQ, F_RSS | F_CTRL_VQ),
         (F_GUEST_TSO4 | F_GUEST_ECN | F_GUEST_USO4 | F_HOST_TSO4 | F_HOST_ECN, 0),
         (F_GUEST_ECN | F_GUEST_CSUM | F_HOST_ECN | F_CSUM, F_GUEST_CSUM | F_CSUM),
         (F_GUEST_ECN | F_GUEST_TSO6 | F_GUEST_CSUM, F_GUEST_ECN | F_GUEST_TSO6 | F_GUEST_CSUM),
@@ -37,7 +37,7 @@ fn features_are_accepted_with_what_they_require() {
 #[test]
 fn features_can_be_left_out() {
     let lab = Bench::new(u64::MAX).options(|o| (o.features, o.without) = (PLAIN, RING_PACKED)).up();
-    assert_eq!(lab.net.features() & (F_GUEST_CSUM | F_MQ | RING_PACKED), 0);
+    assert_eq!(lab.net.features() & (F_GUEST_CSUM | F_MQ | F_RSS | RING_PACKED), 0);
     assert_ne!(lab.net.features() & (F_CTRL_VQ | F_MRG_RXBUF), 0);
 }
 

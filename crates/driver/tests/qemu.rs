@@ -226,7 +226,7 @@ fn pci<C: ConfigSpace>(qemu: &Arc<Qemu>, function: C) -> Pci<C, Memory> {
     assert_eq!(device_id(&function), Some(DEVICE_ID));
     let sizes = assign_bars(&function);
     let map = |range: &BarRange| {
-        assert!(u64::from(range.offset) + u64::from(range.len) <= sizes[usize::from(range.bar)], "{range:?}");
+        assert!(range.is_inside(&sizes), "{range:?}");
         let base = range.address().filter(|_| range.space == Space::Memory)?;
         Some(Memory { qemu: Arc::clone(qemu), base, len: range.len as usize })
     };

@@ -236,6 +236,23 @@ fn bars_say_where_they_are() {
     assert_eq!(function.state().u16(header::COMMAND), command);
 }
 
+/// A part is inside of its BAR if the BAR does not end before it.
+#[test]
+fn ranges_are_inside_of_their_bars_or_not() {
+    let function = Function::new(PCI_ID, 0, 0);
+    let (ranges, result) = ranges(&function, |_| false);
+    result.unwrap();
+    let common = &ranges[0];
+    assert_eq!((common.structure, common.bar), (Structure::Common, 4));
+    for (size, is_inside) in [(0, false), (0x1000, false), (0x103b, false), (0x103c, true), (1 << 40, true)] {
+        assert_eq!(
+            common.is_inside(&[1 << 40, 1 << 40, 1 << 40, 1 << 40, size, 1 << 40]),
+            is_inside,
+            "{size:#x}"
+        );
+    }
+}
+
 /// Registers that keep some bits of what is written, as BARs do.
 struct Bars {
     words: std::cell::RefCell<[u32; 64]>,

@@ -22,8 +22,8 @@
 //! fn device<C: ConfigSpace>(function: C) -> Result<Pci<C, MappedRegisters>, PciError> {
 //!     let sizes = pci::bar_sizes(&function);
 //!     Pci::new(function, |range| {
-//!         let is_inside = u64::from(range.offset) + u64::from(range.len) <= sizes[usize::from(range.bar)];
-//!         let address = range.address().filter(|_| range.space == pci::Space::Memory && is_inside)?;
+//!         let is_mapped = range.space == pci::Space::Memory && range.is_inside(&sizes);
+//!         let address = range.address().filter(|_| is_mapped)?;
 //!         let base = NonNull::new(address as *mut u8)?;
 //!         // SAFETY: the BAR's memory is the device's registers, and they stay where they are.
 //!         Some(unsafe { MappedRegisters::new(base, range.len as usize) })

@@ -7,7 +7,7 @@ use ringway_spec::pci::capability::{
     BAR, CFG_TYPE, COMMON_CFG, DEVICE_CFG, ID_VENDOR, ISR_CFG, LEN, LENGTH, NOTIFY_CFG,
     NOTIFY_OFF_MULTIPLIER, NOTIFY_SIZE, OFFSET, SIZE,
 };
-use ringway_spec::pci::header::{COMMAND_IO, COMMAND_MEMORY, SPACE};
+use ringway_spec::pci::header::{BARS, COMMAND_IO, COMMAND_MEMORY, SPACE};
 use ringway_spec::pci::{common, msix};
 
 use super::config_space::{Bar, ConfigSpace, Space, capabilities};
@@ -82,9 +82,14 @@ pub struct BarRange {
 }
 
 impl BarRange {
+    /// Whether it is inside of its BAR, by the BARs' sizes: see [`bar_sizes`](super::bar_sizes). What a device says to be past
+    /// the end is somebody else's, and not to be mapped.
+    pub fn is_inside(&self, sizes: &[u64; BARS]) -> bool {
+        let end = u64::from(self.offset) + u64::from(self.len);
+        sizes.get(usize::from(self.bar)).is_some_and(|size| end <= *size)
+    }
+
     /// The part's first address, if it has one.
-    ///
-    /// How long the BAR is, its range does not know: what a device says to be past its end is not to be mapped.
     pub fn address(&self) -> Option<u64> {
         if self.base == 0 {
             return None;

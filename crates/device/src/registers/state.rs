@@ -325,11 +325,11 @@ impl<D: DeviceModel> Registers<D> {
         }
     }
 
-    /// The VMM let go of a queue that the driver wanted back.
+    /// The VMM let go of a queue that it was told the driver wanted back.
     pub(crate) fn queue_was_reset(&mut self, index: u16) {
-        let size = self.queue_size;
-        if let Some(queue) = self.queues.get_mut(usize::from(index)).filter(|q| q.phase == Phase::Stopping) {
-            queue.reset(size);
+        let is_wanted = |queue: &&mut Queue| queue.phase == Phase::Stopping && !queue.due.stop;
+        if let Some(queue) = self.queues.get_mut(usize::from(index)).filter(is_wanted) {
+            queue.reset(self.queue_size);
         }
     }
 

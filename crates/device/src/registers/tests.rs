@@ -249,6 +249,8 @@ fn a_queue_is_reset_alone() {
         bus.set(QueueSelect, 1);
         bus.kick(1, 1);
         bus.set(Reset, 1);
+        bus.queue_was_reset(1);
+        assert_eq!(bus.get(Reset), 1, "the VMM does not know yet");
         assert_eq!(bus.actions(), [Action::QueueReset(1)], "the kick is forgotten");
         for _ in 0..2 {
             assert_eq!((bus.get(Reset), bus.get(Enable)), (1, 1), "still under way");

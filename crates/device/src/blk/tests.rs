@@ -65,8 +65,9 @@ fn settings_out_of_range_make_no_device() {
     }
 }
 
-/// [DEV-BLK-init-01] [DEV-BLK-init-04] [DEV-BLK-init-05] [DEV-BLK-op-14] [DEV-CORE-features-01] What is offered follows the
-/// settings: a cache mode only with a flush, never zones, nor figures of wear.
+/// [DEV-BLK-init-01] [DEV-BLK-init-04] [DEV-BLK-init-05] [DEV-BLK-op-14] [DEV-CORE-features-01]
+/// [DEV-CORE-reserved-feature-bits-03] What is offered follows the settings: a cache mode only with a flush, translated
+/// addresses behind an IOMMU, never zones, nor figures of wear.
 #[test]
 fn offers_follow_the_settings() {
     let offered = |settings| new(settings).negotiation().offered();

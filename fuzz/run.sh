@@ -13,7 +13,7 @@ seconds=${1:?usage: fuzz/run.sh SECONDS [TARGET...]}
 shift
 targets=("$@")
 if ((${#targets[@]} == 0)); then
-    targets=(session split_device packed_device split_driver packed_driver pair segmenter blk)
+    targets=(session split_device packed_device split_driver packed_driver pair segmenter blk registers)
 fi
 sanitizer=${FUZZ_SANITIZER:-address}
 jobs=${FUZZ_JOBS:-1}

@@ -1,16 +1,18 @@
 //! Peers made of arbitrary bytes, who do what they please: a front-end with a socket, a driver or a device with
-//! a ring, a sender of frames, and a driver with a disk.
+//! a ring, a sender of frames, a driver with a disk, and a guest with registers.
 //!
 //! The functions read their input as a list of steps, so that every input means something and a small change
 //! of it is a small change of what the peer does. None does more work than a bound, whatever the input; what
 //! must always hold is asserted on the way. The fuzz targets call them, and so do tests with seeded inputs.
 
 mod blk;
+mod registers;
 mod ring;
 mod segmenter;
 mod session;
 
 pub use blk::blk;
+pub use registers::registers;
 pub use ring::{packed_device, packed_driver, pair, split_device, split_driver};
 pub use segmenter::segmenter;
 pub use session::session;

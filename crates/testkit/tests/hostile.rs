@@ -41,7 +41,7 @@ fn run(target: Target, data: &[u8]) {
 /// What is kept in `fuzz/corpus`: it goes deeper than chance, and has been where something was found.
 #[test]
 fn corpus() {
-    let targets: [(&str, Target); 8] = [
+    let targets: [(&str, Target); 9] = [
         ("session", hostile::session),
         ("split_device", hostile::split_device),
         ("packed_device", hostile::packed_device),
@@ -50,6 +50,7 @@ fn corpus() {
         ("pair", hostile::pair),
         ("segmenter", hostile::segmenter),
         ("blk", hostile::blk),
+        ("registers", hostile::registers),
     ];
     for (name, target) in targets {
         let folder = format!("{}/../../fuzz/corpus/{name}", env!("CARGO_MANIFEST_DIR"));
@@ -174,5 +175,10 @@ proptest! {
     #[test]
     fn blk(data in bytes(256)) {
         run(hostile::blk, &data);
+    }
+
+    #[test]
+    fn registers(data in bytes(256)) {
+        run(hostile::registers, &data);
     }
 }

@@ -1,5 +1,5 @@
-//! The common configuration (4.1.4.3): [`Registers`] as a structure. A field is read and written by an access of its own
-//! width, one of 64 bits by two of 32; any other finds nothing and does nothing (4.1.3.1).
+//! The common configuration (4.1.4.3): [`Registers`](crate::registers::Registers) as a structure. A field is read and
+//! written by an access of its own width, one of 64 bits by two of 32; any other finds nothing and does nothing (4.1.3.1).
 
 use ringway_spec::feature::NOTIF_CONFIG_DATA;
 use ringway_spec::pci::{MSI_NO_VECTOR, common as field};

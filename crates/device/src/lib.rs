@@ -9,7 +9,9 @@
 //! [`mmio`] and [`pci`] are such transports, for people who write virtual machine monitors.
 //!
 //! A model knows no file descriptor, no thread, no socket and no clock. Those of networks and disks touch no ring either:
-//! `net` (the crate) moves the frames, `block` the sectors. The small devices serve their queues themselves.
+//! `net` (the crate) moves the frames, `block` the sectors. The small devices serve their queues themselves, a bounded turn
+//! at a time. Chains that there is nothing for stay in their queue: whether it has some does not say whether it is to be
+//! served again, but a kick does, and what whoever serves it has for the driver.
 //!
 //! # A device in a virtual machine
 //!

@@ -92,3 +92,52 @@ impl<'a> Serving<'a> {
         self.failed.map_or(Ok(call), Err)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use alloc::vec;
+    use alloc::vec::Vec;
+
+    use ringway_memory::Gpa;
+    use ringway_queue::Segment;
+
+    use super::*;
+    use crate::loopback::Loopback;
+
+    /// What comes after chains that were given back is served in the same turn; but not more than a turn's worth.
+    #[test]
+    fn a_turn_is_all_there_is_up_to_a_bound() {
+        for mut pair in Loopback::formats() {
+            pair.add(&[], &[1]);
+            let mut serving = Serving::new(&mut pair.device, &mut pair.burst);
+            assert_eq!(serving.room(), Some(1));
+            serving.end().unwrap();
+            (1..TURN + 5).for_each(|_| pair.add(&[], &[1]));
+            for due in [TURN, 5, 0] {
+                let mut serving = Serving::new(&mut pair.device, &mut pair.burst);
+                while serving.room().is_some() {
+                    serving.answer(b"x");
+                }
+                serving.end().unwrap();
+                assert_eq!(core::iter::from_fn(|| pair.used()).count(), due);
+            }
+        }
+    }
+
+    /// A malformed chain ends the queue, and the driver has those before it.
+    #[test]
+    fn chains_before_a_malformed_one_are_answered() {
+        for mut pair in Loopback::formats() {
+            pair.add(&[], &[1]);
+            let nowhere = [Segment { addr: Gpa(0), len: 1 }];
+            assert!(pair.driver.add(&[], &nowhere, (Vec::new(), Vec::new())).is_ok());
+            let _ = pair.driver.publish();
+            let mut serving = Serving::new(&mut pair.device, &mut pair.burst);
+            while serving.room().is_some() {
+                serving.answer(b"x");
+            }
+            assert!(matches!(serving.end(), Err(QueueError::Memory(_))));
+            assert_eq!((pair.used(), pair.used()), (Some(vec![b'x']), None));
+        }
+    }
+}

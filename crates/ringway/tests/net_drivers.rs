@@ -204,7 +204,7 @@ fn segments_are_left_to_the_device() {
         let mut unable = guest(&server, "unable", &Options { without: kind, ..Options::default() });
         a.meet(&mut [&mut able, &mut unable]);
         able.drain();
-        let payload: Vec<_> = (0..60_000).map(|i| (i % 251) as u8).collect();
+        let payload: Vec<_> = (0..60_000_u32).map(|i| (i % 251) as u8).collect();
         let bytes = frame::tcp(&flow(), 1, 0x10, &payload, frame::Checksum::Partial);
         let segments = Segments { kind: Kind::TcpV4, ecn: false, size: 1400 };
         let header_len = (bytes.len() - payload.len()) as u16;

@@ -50,9 +50,20 @@ impl Frame {
         self.len() == 0
     }
 
-    /// How long it can be.
+    /// How long it can be made by [`Frame::extend`].
     pub fn capacity(&self) -> usize {
-        self.buffers().map(|buffer| (buffer.shared.len() - buffer.start) as usize).sum()
+        let last = self.last();
+        let room = |(i, buffer): (usize, &Buffer)| {
+            let end = if i < last { buffer.end } else { buffer.shared.len() };
+            (end - buffer.start) as usize
+        };
+        self.buffers().enumerate().map(room).sum()
+    }
+
+    /// The number of the last buffer that has a byte of the frame: a device need not fill those before it.
+    fn last(&self) -> usize {
+        let filled = self.buffers().enumerate().filter(|(_, buffer)| buffer.start < buffer.end);
+        filled.last().map_or(0, |(i, _)| i)
     }
 
     /// How many buffers it is in.
@@ -89,13 +100,17 @@ impl Frame {
     /// Appends bytes; returns how many, as many as there is room for.
     #[inline]
     pub fn extend(&mut self, bytes: &[u8]) -> usize {
+        if self.is_single() {
+            return self.0.extend(bytes);
+        }
+        let mut skip = self.last();
         let mut done = 0;
         let mut at = Some(self);
         while let Some(Self(buffer)) = at {
-            done += buffer.extend(&bytes[done..]);
-            if done == bytes.len() {
-                break;
+            if skip == 0 {
+                done += buffer.extend(&bytes[done..]);
             }
+            skip = skip.saturating_sub(1);
             at = buffer.next.as_mut();
         }
         done

@@ -6,7 +6,7 @@ use ringway_driver::net::{
 };
 use ringway_spec::net::{
     F_CTRL_VQ, F_GUEST_CSUM, F_GUEST_ECN, F_GUEST_TSO4, F_GUEST_TSO6, F_GUEST_USO4, F_GUEST_USO6,
-    F_MRG_RXBUF, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP, GSO_UDP_L4, HDR_F_DATA_VALID,
+    F_MRG_RXBUF, F_MTU, GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP, GSO_UDP_L4, HDR_F_DATA_VALID,
     HDR_F_NEEDS_CSUM, HDR_F_RSC_INFO, Header,
 };
 
@@ -70,6 +70,34 @@ fn a_frame_is_waited_for_until_it_is_whole() {
         assert!(lab.received(0) == [frame]);
         assert_eq!(dropped(&mut lab), Dropped::default());
     }
+}
+
+/// A device need not fill a buffer before it goes on to the next. What is appended to such a frame is behind it all the same.
+#[test]
+fn buffers_need_not_be_full() {
+    let bench = Bench::new(F_MRG_RXBUF | F_MTU).config(|config| config.mtu = 9000.into());
+    let mut lab = bench.options(|options| options.buffer_len = 256).up();
+    let room = lab.buffer_len();
+    let whole = frame(1000);
+    let bytes_of = |frame: &[u8]| with_header(Header { num_buffers: 5.into(), ..Header::default() }, frame);
+    lab.fill(0, &bytes_of(&whole[..278]), &[100, 0, 40, 150, 0]);
+    let mut received = lab.net.pair(0).rx.next().unwrap().expect("a frame").frame;
+    assert!(bytes(&received) == whole[..278]);
+    assert_eq!(received.capacity(), 278 + (room - 150) + room);
+    assert_eq!(received.extend(&whole[278..400]), 122);
+    assert!(bytes(&received) == whole[..400]);
+    let left = received.capacity() - 400;
+    assert_eq!(received.extend(&whole[400..]), left.min(600));
+    assert!(bytes(&received) == whole[..received.len()]);
+    let sent = received.len();
+    let pair = lab.net.pair(0);
+    let room =
+        pair.tx.exchange(received, &Offload::None).unwrap_or_else(|not_sent| panic!("{}", not_sent.error));
+    pair.rx.recycle(room);
+    pair.rx.flush();
+    pair.tx.flush();
+    assert!(lab.sent(0)[0].1 == whole[..sent]);
+    assert_eq!(lab.buffers(0), 256);
 }
 
 /// Of a burst the device is told once, and not as long as frames are kept.

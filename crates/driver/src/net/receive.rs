@@ -185,14 +185,20 @@ impl<N: Notify> Receiver<N> {
 
     /// Whether something came: a frame, or a part of one.
     pub fn has_work(&self) -> bool {
-        self.queue.has_used()
+        self.holds_work() || self.queue.has_used()
+    }
+
+    /// Whether [`Receiver::next`] has something to do with what was taken already: a whole frame, or one to drop. Who stops
+    /// asking in the middle of a burst must not sleep on the rest.
+    fn holds_work(&self) -> bool {
+        !self.taken.is_empty() && self.begin().is_none_or(|(_, count)| count <= self.taken.len())
     }
 
     /// Asks for an interrupt when something comes. Returns whether it has come already; only if not is there something to
     /// sleep for.
     #[must_use = "what came before comes without an interrupt"]
     pub fn arm(&mut self) -> bool {
-        self.queue.arm()
+        self.queue.arm() || self.holds_work()
     }
 
     /// Asks for no interrupts: the driver polls. That is how it is at first.

@@ -315,6 +315,13 @@ impl<T: Transport> Blk<T> {
         Ok(None)
     }
 
+    /// Whether [`Blk::complete`] has something to give, or an error.
+    #[inline]
+    pub fn has_completed(&self, queue: u16) -> bool {
+        let queue = self.queues.get(usize::from(queue));
+        queue.is_none_or(|queue| queue.ring.has_used() || !queue.early.is_empty())
+    }
+
     /// Asks for an interrupt at the next request of a queue that is complete. Returns whether one is already; only if not is
     /// there something to wait for.
     #[must_use = "what was complete before comes without an interrupt"]

@@ -20,6 +20,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use std::vec::Vec;
 
@@ -57,14 +58,20 @@ pub struct VhostUser {
     is_memory_shared: bool,
     device_id: u32,
     /// How many queues there can be; `None` if the back-end does not say.
-    queues: Option<u64>,
+    max_queues: Option<u64>,
     /// As the driver wrote it.
     status: DeviceStatus,
     /// A ring has failed since the device was reset.
     has_failed: bool,
-    vrings: BTreeMap<u16, BareVring>,
+    queues: BTreeMap<u16, Queue>,
     config: Snapshot,
     channel: Option<Channel>,
+}
+
+/// A queue that was set up, and how often it was kicked.
+struct Queue {
+    vring: BareVring,
+    kicks: Arc<AtomicU64>,
 }
 
 /// The configuration as it was last fetched.
@@ -103,7 +110,7 @@ impl VhostUser {
     ) -> Result<Self, TransportError> {
         let mut frontend = Frontend::open(connection, PROTOCOL_FEATURES)?;
         let protocol_features = frontend.protocol_features();
-        let queues = frontend.queue_num()?.map(|number| match device_id {
+        let max_queues = frontend.queue_num()?.map(|number| match device_id {
             // Back-ends count pairs, beside which there is the control queue, or count queues.
             net::DEVICE_ID => number.saturating_mul(2).saturating_add(1),
             _ => number,
@@ -115,10 +122,10 @@ impl VhostUser {
             memory: memory.clone(),
             is_memory_shared: false,
             device_id,
-            queues,
+            max_queues,
             status: DeviceStatus::empty(),
             has_failed: false,
-            vrings: BTreeMap::new(),
+            queues: BTreeMap::new(),
             config: Snapshot::default(),
             channel,
         })
@@ -127,7 +134,12 @@ impl VhostUser {
     /// The counter that the device calls by when it has used chains of a queue, if the driver has [armed](Virtqueue::arm)
     /// it; `None` if there is no such queue. It can be polled, and outlives the queue.
     pub fn call(&self, index: u16) -> Option<&Arc<Event>> {
-        self.vrings.get(&index).map(BareVring::call)
+        self.queues.get(&index).map(|queue| queue.vring.call())
+    }
+
+    /// How often a queue was kicked since it was set up; `None` if there is no such queue.
+    pub fn kicks(&self, index: u16) -> Option<u64> {
+        self.queues.get(&index).map(|queue| queue.kicks.load(Ordering::Relaxed))
     }
 
     /// Where the back-end speaks first, for instance of a configuration that has changed; `None` if this one never does.
@@ -153,26 +165,26 @@ impl VhostUser {
 
     /// Tells the back-end of a queue, and that it may be used.
     fn start(&mut self, index: u16) -> Result<(), TransportError> {
-        let Some(vring) = self.vrings.get_mut(&index) else { return Ok(()) };
+        let Some(Queue { vring, .. }) = self.queues.get_mut(&index) else { return Ok(()) };
         self.frontend.start_unkicked(vring)?;
         Ok(self.frontend.enable(vring, true)?)
     }
 
     /// Has the back-end touch no ring any more. It has answered what it had taken, then, or forgotten it.
     fn stop(&mut self, index: u16) -> Result<(), TransportError> {
-        if let Some(vring) = self.vrings.get_mut(&index)
+        if let Some(Queue { vring, .. }) = self.queues.get_mut(&index)
             && vring.is_started()
         {
             self.frontend.stop(vring)?;
         }
-        self.vrings.remove(&index);
+        self.queues.remove(&index);
         Ok(())
     }
 
     /// Notices what the back-end says of failed rings.
     fn look_for_failures(&mut self) -> io::Result<bool> {
-        for vring in self.vrings.values() {
-            self.has_failed |= vring.err().take()? > 0;
+        for queue in self.queues.values() {
+            self.has_failed |= queue.vring.err().take()? > 0;
         }
         Ok(self.has_failed)
     }
@@ -226,7 +238,7 @@ impl Transport for VhostUser {
 
     fn set_status(&mut self, status: DeviceStatus) -> Result<(), TransportError> {
         if status.contains(DeviceStatus::DRIVER_OK) && !self.status.contains(DeviceStatus::DRIVER_OK) {
-            let waiting: Vec<_> = self.vrings.keys().copied().collect();
+            let waiting: Vec<_> = self.queues.keys().copied().collect();
             waiting.into_iter().try_for_each(|index| self.start(index))?;
         }
         self.frontend.set_status(status)?;
@@ -236,7 +248,7 @@ impl Transport for VhostUser {
 
     fn begin_reset(&mut self) -> Result<(), TransportError> {
         // This, every back-end knows.
-        let all: Vec<_> = self.vrings.keys().copied().collect();
+        let all: Vec<_> = self.queues.keys().copied().collect();
         all.into_iter().try_for_each(|index| self.stop(index))?;
         if self.keeps_status() {
             self.frontend.set_status(DeviceStatus::empty())?;
@@ -278,12 +290,12 @@ impl Transport for VhostUser {
     }
 
     fn max_queue_size(&mut self, index: u16) -> Result<u16, TransportError> {
-        let exists = self.queues.is_none_or(|queues| u64::from(index) < queues);
+        let exists = self.max_queues.is_none_or(|max| u64::from(index) < max);
         Ok(if exists { MAX_QUEUE_SIZE } else { 0 })
     }
 
     fn set_up_queue(&mut self, index: u16, setup: &QueueSetup) -> Result<Kick, TransportError> {
-        if self.vrings.contains_key(&index) {
+        if self.queues.contains_key(&index) {
             return Err(TransportError::QueueInUse(index));
         }
         // Rings are named by the front-end's addresses, which are no more than names here.
@@ -302,8 +314,8 @@ impl Transport for VhostUser {
             start: ResumeState::start(setup.features),
         };
         let vring = BareVring::new(place, setup.features, Signals::Events)?;
-        let kick = Kick(Arc::clone(vring.kick()));
-        self.vrings.insert(index, vring);
+        let kick = Kick { event: Arc::clone(vring.kick()), count: Arc::default() };
+        self.queues.insert(index, Queue { vring, kicks: Arc::clone(&kick.count) });
         if self.status.contains(DeviceStatus::DRIVER_OK) {
             self.start(index)?;
         }
@@ -315,7 +327,7 @@ impl Transport for VhostUser {
     }
 
     fn is_queue_reset(&mut self, index: u16) -> Result<bool, TransportError> {
-        Ok(!self.vrings.contains_key(&index))
+        Ok(!self.queues.contains_key(&index))
     }
 
     /// Answers what the back-end asks. Queues have their [calls](VhostUser::call), so that nothing is said of them.
@@ -336,13 +348,17 @@ impl Transport for VhostUser {
 
 /// Kicks a ring by its event counter.
 #[derive(Debug, Clone)]
-pub struct Kick(Arc<Event>);
+pub struct Kick {
+    event: Arc<Event>,
+    count: Arc<AtomicU64>,
+}
 
 impl Notify for Kick {
     #[inline]
     fn notify(&self, _next: u16) {
         // A write of 1 to a counter of our own fails in no other way than when there is a kick already.
-        let _ = self.0.signal();
+        let _ = self.event.signal();
+        self.count.fetch_add(1, Ordering::Relaxed);
     }
 }
 

@@ -49,7 +49,7 @@ lint:
 # Against DPDK, Open vSwitch, QEMU and the kernel, in turns; makes docs/BENCHMARKS.md, in about 40 minutes.
 # `make bench BENCH=--quick` takes a few.
 bench:
-	$(CARGO) build --release --package ringway --package xtask
+	$(CARGO) build --release --package ringway --package xtask --package ringway-bench
 	guests/setup.sh
 	guests/bench.sh
 	cd '$(CURDIR)' && target/release/xtask bench --page $(BENCH)

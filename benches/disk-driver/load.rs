@@ -1,20 +1,14 @@
 //! The load: what is asked of the disk, and the queues that are kept at their depth.
-#![allow(unsafe_code, reason = "the crate's driver takes buffers by their address")]
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
-use virtio_driver::{
-    QueueNotifier, VhostUser, VirtioBlkConfig, VirtioBlkFeatureFlags, VirtioBlkQueue, VirtioBlkReqBuf,
-    VirtioBlkTransport, VirtioFeatureFlags,
-};
 
 use crate::histogram::Histogram;
-use crate::memory::Memory;
 
 /// A disk that completes nothing for so long never will.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -26,25 +20,25 @@ const DESCRIPTORS: usize = 3;
 pub(crate) struct Load {
     /// Queues
     #[arg(long, default_value_t = 1)]
-    queues: usize,
+    pub(crate) queues: usize,
     /// Requests in flight in each
     #[arg(long, default_value_t = 32)]
-    depth: usize,
+    pub(crate) depth: usize,
     /// Bytes of a request
     #[arg(long, default_value_t = 4096)]
-    block: usize,
+    pub(crate) block: usize,
     /// Write instead of read
     #[arg(long)]
-    write: bool,
+    pub(crate) write: bool,
     /// One request behind the other instead of anywhere, each queue in a part of the disk of its own
     #[arg(long)]
     sequential: bool,
     /// Entries of each ring; a request takes three
     #[arg(long, default_value_t = 512)]
-    queue_size: u16,
+    pub(crate) queue_size: u16,
     /// Use packed rings
     #[arg(long)]
-    packed: bool,
+    pub(crate) packed: bool,
 }
 
 /// What came of it.
@@ -63,31 +57,51 @@ pub(crate) struct Report {
     p999: f64,
 }
 
+/// A driver that is attached to a disk, and polls. Each of its queues has a slot, with memory, for every request that may be
+/// in flight.
+pub(crate) trait Driver: Sized {
+    /// Connects, and lets the queues run.
+    fn attach(socket: &Path, load: &Load) -> Result<Self>;
+
+    /// The disk's size in bytes.
+    fn capacity(&self) -> Result<u64>;
+
+    /// Whether a request of a queue has completed.
+    fn has_completed(&mut self, queue: usize) -> bool;
+
+    /// The slot of the next request that has completed.
+    fn complete(&mut self, queue: usize) -> Result<Option<usize>>;
+
+    /// Submits a request of a block at `offset`.
+    fn submit(&mut self, queue: usize, slot: usize, offset: u64, write: bool) -> Result<()>;
+
+    /// Shows the back-end what was submitted, and kicks it if it asks for that.
+    fn publish(&mut self, queue: usize) -> Result<()>;
+
+    /// How often the back-end was kicked.
+    fn kicks(&mut self) -> u64;
+}
+
 /// An attached disk under load.
-pub(crate) struct Disk {
+pub(crate) struct Disk<D> {
+    driver: D,
     queues: Vec<Queue>,
     load: Load,
-    memory: Memory,
     counted: Counted,
-    /// Has the rings' memory, and so goes last.
-    _transport: Box<VirtioBlkTransport>,
 }
 
 /// What is counted from the end of the warm-up on.
 struct Counted {
     latencies: Histogram,
     busy: Duration,
+    /// Kicks and processor time at the beginning.
     kicks: u64,
-    /// The processor time at the beginning.
     processor: Duration,
 }
 
-/// A queue and its requests. Each has a slot: a part of the memory.
+/// The requests of a queue.
 struct Queue {
-    ring: VirtioBlkQueue<'static, usize>,
-    notifier: Box<dyn QueueNotifier>,
-    /// The queue's first slot.
-    first: usize,
+    index: usize,
     /// When the request of each slot was submitted.
     submitted: Vec<Instant>,
     /// Slots without a request in flight.
@@ -95,7 +109,7 @@ struct Queue {
     offsets: Offsets,
 }
 
-impl Disk {
+impl<D: Driver> Disk<D> {
     /// Connects, and lets the queues run.
     pub(crate) fn attach(socket: &Path, load: &Load) -> Result<Self> {
         ensure!(load.queues > 0 && load.depth > 0, "no requests");
@@ -103,59 +117,41 @@ impl Disk {
         let room = usize::from(load.queue_size) / DESCRIPTORS;
         ensure!(load.depth <= room, "a ring of {} has room for {room} requests", load.queue_size);
 
-        let mut ring = VirtioFeatureFlags::VERSION_1 | VirtioFeatureFlags::RING_EVENT_IDX;
-        ring.set(VirtioFeatureFlags::RING_PACKED, load.packed);
-        // Without FLUSH every write would have to be stable at once.
-        let mut disk = VirtioBlkFeatureFlags::FLUSH;
-        disk.set(VirtioBlkFeatureFlags::MQ, load.queues > 1);
-        let wanted = ring.bits() | disk.bits();
-        let path = socket.to_str().context("the socket's path is not UTF-8")?;
-        let mut transport: Box<VirtioBlkTransport> =
-            Box::new(VhostUser::<VirtioBlkConfig, VirtioBlkReqBuf>::new(path, wanted).context("connect")?);
-        let missing = wanted & !transport.get_features();
-        ensure!(missing == 0, "the back-end lacks features {missing:#x}");
-
-        let rings = VirtioBlkQueue::setup_queues(transport.as_mut(), load.queues, load.queue_size)?;
-        let memory = Memory::new(load.queues * load.depth * load.block)?;
-        transport.map_mem_region(memory.at(0) as usize, memory.len(), memory.fd(), 0)?;
-        let blocks = u64::from(transport.get_config()?.capacity) * 512 / load.block as u64;
+        let mut driver = D::attach(socket, load)?;
+        let blocks = driver.capacity()? / load.block as u64;
         let part = if load.sequential { blocks / load.queues as u64 } else { blocks };
         ensure!(part > 0, "the disk is too small");
-        let queues = rings.into_iter().enumerate().map(|(index, mut ring)| {
-            ring.set_used_notif_enabled(false);
-            Queue {
-                ring,
-                notifier: transport.get_submission_notifier(index),
-                first: index * load.depth,
-                submitted: vec![Instant::now(); load.depth],
-                free: (0..load.depth).collect(),
-                offsets: Offsets::new(index as u64, part, load),
-            }
+        let queues = (0..load.queues).map(|index| Queue {
+            index,
+            submitted: vec![Instant::now(); load.depth],
+            free: (0..load.depth).collect(),
+            offsets: Offsets::new(index as u64, part, load),
         });
-        let queues = queues.collect();
-        Ok(Self { queues, load: load.clone(), memory, counted: Counted::new(), _transport: transport })
+        let counted = Counted::new(driver.kicks());
+        Ok(Self { driver, queues: queues.collect(), load: load.clone(), counted })
     }
 
     /// Submits as many requests as there may be at a time.
     pub(crate) fn fill(&mut self) -> Result<()> {
-        let Self { queues, load, memory, counted, .. } = self;
-        queues.iter_mut().try_for_each(|queue| queue.submit(load, memory, counted))
+        let Self { driver, queues, load, .. } = self;
+        queues.iter_mut().try_for_each(|queue| queue.submit(driver, load))
     }
 
     /// Forgets what was counted.
     pub(crate) fn start_counting(&mut self) {
-        self.counted = Counted::new();
+        self.counted = Counted::new(self.driver.kicks());
     }
 
     /// Keeps the queues at their depth until then.
     pub(crate) fn run_until(&mut self, end: Instant) -> Result<()> {
-        let Self { queues, load, memory, counted, .. } = self;
+        let Self { driver, queues, load, counted } = self;
         rounds(
+            driver,
             queues,
             |_, now| now >= end,
-            |queue, start| {
-                queue.reap(start, counted)?;
-                queue.submit(load, memory, counted)?;
+            |driver, queue, start| {
+                queue.reap(driver, start, counted)?;
+                queue.submit(driver, load)?;
                 counted.busy += start.elapsed();
                 Ok(())
             },
@@ -174,14 +170,15 @@ impl Disk {
     }
 
     /// What was counted in the time since.
-    pub(crate) fn report(&self, time: Duration) -> Report {
-        let Counted { latencies, busy, kicks, processor } = &self.counted;
+    pub(crate) fn report(&mut self, time: Duration) -> Report {
+        let kicks = self.driver.kicks() - self.counted.kicks;
+        let Counted { latencies, busy, processor, .. } = &self.counted;
         Report {
             requests: latencies.count(),
             seconds: time.as_secs_f64(),
             busy: busy.as_secs_f64() / time.as_secs_f64(),
             processor: processor_time().saturating_sub(*processor).as_secs_f64(),
-            kicks: *kicks,
+            kicks,
             p50: latencies.percentile(50.0),
             p99: latencies.percentile(99.0),
             p999: latencies.percentile(99.9),
@@ -190,24 +187,25 @@ impl Disk {
 
     /// Waits for what is in flight.
     pub(crate) fn drain(&mut self) -> Result<()> {
-        let Self { queues, load, counted, .. } = self;
+        let Self { driver, queues, load, counted } = self;
         let all_free = |queues: &[Queue], _| queues.iter().all(|queue| queue.free.len() == load.depth);
-        rounds(queues, all_free, |queue, now| queue.reap(now, counted))
+        rounds(driver, queues, all_free, |driver, queue, now| queue.reap(driver, now, counted))
     }
 }
 
 /// Looks at the queues until that is enough, and does something to each that has completions.
-fn rounds(
+fn rounds<D: Driver>(
+    driver: &mut D,
     queues: &mut [Queue],
     enough: impl Fn(&[Queue], Instant) -> bool,
-    mut found: impl FnMut(&mut Queue, Instant) -> Result<()>,
+    mut found: impl FnMut(&mut D, &mut Queue, Instant) -> Result<()>,
 ) -> Result<()> {
     let mut answered = Instant::now();
     loop {
         for queue in &mut *queues {
-            if queue.ring.completions().has_next() {
+            if driver.has_completed(queue.index) {
                 answered = Instant::now();
-                found(queue, answered)?;
+                found(driver, queue, answered)?;
             }
         }
         let now = Instant::now();
@@ -220,21 +218,15 @@ fn rounds(
 }
 
 impl Counted {
-    fn new() -> Self {
-        Self { latencies: Histogram::new(), busy: Duration::ZERO, kicks: 0, processor: processor_time() }
+    fn new(kicks: u64) -> Self {
+        Self { latencies: Histogram::new(), busy: Duration::ZERO, kicks, processor: processor_time() }
     }
 }
 
 impl Queue {
     /// Takes what has completed by now.
-    fn reap(&mut self, now: Instant, counted: &mut Counted) -> Result<()> {
-        for completion in self.ring.completions() {
-            let slot = completion.context;
-            ensure!(
-                completion.ret == 0,
-                "a request failed: {}",
-                std::io::Error::from_raw_os_error(-completion.ret)
-            );
+    fn reap(&mut self, driver: &mut impl Driver, now: Instant, counted: &mut Counted) -> Result<()> {
+        while let Some(slot) = driver.complete(self.index)? {
             counted.latencies.add(now - self.submitted[slot]);
             self.free.push(slot);
         }
@@ -242,25 +234,13 @@ impl Queue {
     }
 
     /// Submits a request for each free slot, and kicks once if that is asked for.
-    fn submit(&mut self, load: &Load, memory: &Memory, counted: &mut Counted) -> Result<()> {
+    fn submit(&mut self, driver: &mut impl Driver, load: &Load) -> Result<()> {
         let now = Instant::now();
         while let Some(slot) = self.free.pop() {
             self.submitted[slot] = now;
-            let data = memory.at((self.first + slot) * load.block);
-            let offset = self.offsets.next();
-            if load.write {
-                // SAFETY: the slot's part of the memory is there until the process ends; nobody has a reference to it.
-                unsafe { self.ring.write_raw(offset, data, load.block, slot) }?;
-            } else {
-                // SAFETY: as above.
-                unsafe { self.ring.read_raw(offset, data, load.block, slot) }?;
-            }
+            driver.submit(self.index, slot, self.offsets.next(), load.write)?;
         }
-        if self.ring.avail_notif_needed() {
-            counted.kicks += 1;
-            self.notifier.notify()?;
-        }
-        Ok(())
+        driver.publish(self.index)
     }
 }
 

@@ -1,4 +1,5 @@
-//! Drives a vhost-user disk with the crate `virtio-driver`, and says how fast it was: the same driver for every back-end.
+//! Drives a vhost-user disk with the crate `virtio-driver`, or with Ringway's own driver, and says how fast it was: the same
+//! driver for every back-end.
 //!
 //! One thread keeps each of its queues at a fixed depth. It polls for completions and is never called: what a call
 //! costs is in no figure, and a back-end that can do without kicks is asked for none. A round looks at each queue once;
@@ -14,16 +15,29 @@
 mod histogram;
 mod load;
 mod memory;
+mod ours;
+mod theirs;
 
 use std::io::Read;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use load::{Disk, Load};
+use load::{Disk, Driver, Load};
+use ours::Ours;
+use theirs::Theirs;
+
+/// Whose driver
+#[derive(Clone, Copy, ValueEnum)]
+enum Whose {
+    /// The crate of this name
+    VirtioDriver,
+    /// This project's
+    Ringway,
+}
 
 /// Drives a vhost-user disk and measures it
 #[derive(Parser)]
@@ -34,6 +48,9 @@ struct Options {
     /// The core to stay on
     #[arg(long)]
     core: usize,
+    /// The driver
+    #[arg(long, value_enum, default_value = "virtio-driver")]
+    driver: Whose,
     #[command(flatten)]
     load: Load,
     /// Let the queues run, ask nothing of the disk, and go on until standard input ends
@@ -56,7 +73,14 @@ fn main() -> Result<()> {
     core.set(options.core);
     sched_setaffinity(None, &core).with_context(|| format!("pin to core {}", options.core))?;
 
-    let mut disk = Disk::attach(&options.socket, &options.load)?;
+    match options.driver {
+        Whose::VirtioDriver => run::<Theirs>(&options),
+        Whose::Ringway => run::<Ours>(&options),
+    }
+}
+
+fn run<D: Driver>(options: &Options) -> Result<()> {
+    let mut disk = Disk::<D>::attach(&options.socket, &options.load)?;
     println!("ready");
     if options.idle {
         std::io::stdin().read_to_end(&mut Vec::new())?;

@@ -19,6 +19,7 @@
 mod backends;
 mod comparison;
 pub(crate) mod disks;
+mod drivers;
 mod flood;
 mod frames;
 mod guests;
@@ -36,7 +37,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use ringway_testkit::process::{is_interrupted, target_dir};
 
 use self::backends::{BURST, Kind};
@@ -141,6 +142,9 @@ pub(crate) struct Options {
     /// Let the driver negotiate mergeable receive buffers
     #[arg(long)]
     mrg_rxbuf: bool,
+    /// Ringway's own driver
+    #[arg(long, value_name = "PATH", default_value = "target/release/net-driver")]
+    net_driver: PathBuf,
 }
 
 impl Options {
@@ -164,6 +168,10 @@ impl Options {
     fn check(&self) -> Result<()> {
         self.common.check()?;
         ensure!(self.queue_size >= 2 * BURST, "--queue-size must be at least {}", 2 * BURST);
+        let topics = if self.row.is_empty() { Topic::value_variants() } else { &self.row };
+        if topics.contains(&Topic::Drivers) {
+            is_there(&self.net_driver)?;
+        }
         self.backend.iter().try_for_each(|&kind| is_there(self.program(kind)?))
     }
 }

@@ -28,7 +28,7 @@ use self::contestants::{Server, Side, Storage};
 use self::driver::{Driver, Report};
 use self::images::Images;
 pub(super) use self::rows::Row;
-use self::workload::{Pattern, Workload};
+use self::workload::{Pattern, Whose, Workload};
 use super::comparison::{self, Comparison};
 use super::frames::Trace;
 use super::idle::own_memory;
@@ -107,7 +107,7 @@ impl Options {
         for &queues in &self.queues {
             for &pattern in &self.pattern {
                 for &depth in &self.depth {
-                    let workload = Workload { pattern, depth, queues };
+                    let workload = Workload { pattern, depth, queues, driver: Whose::VirtioDriver };
                     if queues == 1 || workload.needs_queues() {
                         all.push(workload);
                     }
@@ -146,14 +146,28 @@ impl Row {
                     taken.extend(take(self.name(), cells.collect(), options.samples()));
                 }
             }
+            Self::Drivers => {
+                for depth in [1, 32] {
+                    let cells = [Whose::Ringway, Whose::VirtioDriver].map(|driver| {
+                        let workload = Workload { pattern: Pattern::RandRead, depth, queues: 1, driver };
+                        let images = &images;
+                        Cell::new(workload.to_string(), format!("{}'s driver", driver.name()), move || {
+                            sample(options, images, Side::Ringway, Storage::Null, workload)
+                        })
+                    });
+                    taken.extend(take(self.name(), cells.into(), options.samples()));
+                }
+            }
             Self::Latency => {
-                let workload = Workload { pattern: Pattern::RandRead, depth: 1, queues: 1 };
+                let driver = Whose::VirtioDriver;
+                let workload = Workload { pattern: Pattern::RandRead, depth: 1, queues: 1, driver };
                 taken.extend(self.by_storage(options, options.samples(), |side, storage| {
                     sample(options, &images, side, storage, workload).map(typical_latency)
                 }));
             }
             Self::Calls => {
-                let workload = Workload { pattern: Pattern::RandRead, depth: 32, queues: 1 };
+                let driver = Whose::VirtioDriver;
+                let workload = Workload { pattern: Pattern::RandRead, depth: 32, queues: 1, driver };
                 taken.extend(self.by_storage(options, options.samples().min(3), |side, storage| {
                     count_calls(options, &images, side, storage, workload)
                 }));
@@ -170,7 +184,7 @@ impl Row {
     /// What is behind the disks of this row.
     fn storages(self) -> &'static [Storage] {
         match self {
-            Self::Null => &[Storage::Null],
+            Self::Null | Self::Drivers => &[Storage::Null],
             Self::Tmpfs => &[Storage::Tmpfs, Storage::Memory],
             Self::File => &[Storage::File],
             Self::Latency | Self::Calls | Self::Idle => &[Storage::Null, Storage::Tmpfs, Storage::File],

@@ -49,11 +49,11 @@ pub(super) enum Rings {
 }
 
 impl Rings {
-    fn is_packed(self) -> bool {
+    pub(super) fn is_packed(self) -> bool {
         !matches!(self, Self::Split | Self::SplitInOrder)
     }
 
-    fn is_in_order(self) -> bool {
+    pub(super) fn is_in_order(self) -> bool {
         !matches!(self, Self::Split | Self::Packed)
     }
 }
@@ -72,14 +72,14 @@ impl fmt::Display for Rings {
 
 /// How a sample is set up.
 #[derive(Clone, Copy)]
-struct Setup {
-    role: Role,
-    kind: Kind,
-    rings: Rings,
-    size: u16,
-    huge_pages: bool,
+pub(super) struct Setup {
+    pub(super) role: Role,
+    pub(super) kind: Kind,
+    pub(super) rings: Rings,
+    pub(super) size: u16,
+    pub(super) huge_pages: bool,
     /// Ports besides the driver's, with front-ends that do nothing.
-    idle: usize,
+    pub(super) idle: usize,
 }
 
 /// A back-end under the driver's traffic.
@@ -170,7 +170,7 @@ fn cases(options: &Options) -> Vec<(u16, Rings)> {
 }
 
 /// The same for the first size only.
-fn shortest(options: &Options) -> Vec<(u16, Rings)> {
+pub(super) fn shortest(options: &Options) -> Vec<(u16, Rings)> {
     cases(options).into_iter().take(options.rings.len()).collect()
 }
 
@@ -179,7 +179,7 @@ fn case(size: u16, rings: Rings) -> String {
 }
 
 /// Starts both sides, measures once, and ends them.
-fn sample(options: &Options, setup: Setup) -> Result<Figure> {
+pub(super) fn sample(options: &Options, setup: Setup) -> Result<Figure> {
     let mut bench = Bench::start(options, setup)?;
     let ((rates, effort), distance) = options.common.watch().during(|| bench.measure(options.interval()))?;
     let frames = bench.frames_per_second(&rates)?;
@@ -190,16 +190,25 @@ fn sample(options: &Options, setup: Setup) -> Result<Figure> {
         Role::Sink | Role::Echo => {
             let full = rates.tx_dropped_pps / (rates.tx_pps + rates.tx_dropped_pps);
             details.insert(Detail::RingFull, 100.0 * full);
-            Some(if full > FULL { Limit::BackEnd } else { Limit::FrontEnd })
+            Some(limit_by_full_ring(full))
         }
         Role::Generate | Role::Switch => {
             details.extend(rates.busy.map(|busy| (Detail::FrontBusy, 100.0 * busy)));
-            let busy = |share: Option<f64>| share.is_some_and(|share| share > BUSY);
-            let back_end = busy(effort.busy).then_some(Limit::BackEnd);
-            if busy(rates.busy) { Some(Limit::FrontEnd) } else { back_end }
+            limit_by_share(rates.busy, effort.busy)
         }
     };
     Ok(Figure { value: frames / 1e6, distance, limit, details })
+}
+
+/// What a row waits for whose driver sends by itself, by the share of its frames that found the ring full.
+pub(super) fn limit_by_full_ring(full: f64) -> Limit {
+    if full > FULL { Limit::BackEnd } else { Limit::FrontEnd }
+}
+
+/// What a row waits for, by the shares of time in which the two sides moved frames.
+pub(super) fn limit_by_share(driver: Option<f64>, backend: Option<f64>) -> Option<Limit> {
+    let is_busy = |share: Option<f64>| share.is_some_and(|share| share > BUSY);
+    if is_busy(driver) { Some(Limit::FrontEnd) } else { is_busy(backend).then_some(Limit::BackEnd) }
 }
 
 /// The same, but for strace on the back-end.

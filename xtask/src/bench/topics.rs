@@ -7,7 +7,7 @@ use super::backends::Role;
 use super::comparison::{Comparison, Part};
 use super::machine::package;
 use super::sampling::Taken;
-use super::{Options, flood, frames, guests, idle, ovs};
+use super::{Options, drivers, flood, frames, guests, idle, ovs};
 
 /// A comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -20,6 +20,8 @@ pub(super) enum Topic {
     Generate,
     /// Frames from one guest
     Sink,
+    /// Ringway's own driver next to DPDK's
+    Drivers,
     /// TCP between two guests
     Tcp,
     /// A driver's memory of ordinary pages and of huge ones
@@ -47,6 +49,7 @@ impl Topic {
             Self::Echo => Ok(frames::role(options, name, Role::Echo)),
             Self::Generate => Ok(frames::role(options, name, Role::Generate)),
             Self::Sink => Ok(frames::role(options, name, Role::Sink)),
+            Self::Drivers => Ok(drivers::measure(options, name)),
             Self::Tcp => guests::tcp(options, name),
             Self::Pages => frames::pages(options, name),
             Self::Ports => Ok(frames::ports(options, name)),
@@ -83,6 +86,7 @@ impl Comparison for Topic {
             Self::Echo => "echo",
             Self::Generate => "generate",
             Self::Sink => "sink",
+            Self::Drivers => "drivers",
             Self::Tcp => "tcp",
             Self::Pages => "pages",
             Self::Ports => "ports",
@@ -100,6 +104,7 @@ impl Comparison for Topic {
             Self::Echo => "Echo",
             Self::Generate => "To a guest",
             Self::Sink => "From a guest",
+            Self::Drivers => "Drivers in user space",
             Self::Tcp => "TCP, guest to guest",
             Self::Pages => "Pages of 4 KiB",
             Self::Ports => "Many ports, two of them busy",
@@ -113,9 +118,13 @@ impl Comparison for Topic {
 
     fn unit(self) -> &'static str {
         match self {
-            Self::Switch | Self::Echo | Self::Generate | Self::Sink | Self::Pages | Self::Ports => {
-                "million frames/s"
-            }
+            Self::Switch
+            | Self::Echo
+            | Self::Generate
+            | Self::Sink
+            | Self::Drivers
+            | Self::Pages
+            | Self::Ports => "million frames/s",
             Self::Idle => "KiB/port",
             Self::Calls => "system calls/1000 frames",
             Self::Tcp | Self::Host => "Gbit/s",
@@ -142,6 +151,11 @@ impl Comparison for Topic {
                 "The back-end sends as fast as the driver takes frames, and the driver drops them."
             }
             Self::Sink => "The driver sends as fast as it can, the back-end reads the frames and drops them.",
+            Self::Drivers => {
+                "The three roles above with Ringway as the back-end: driven by `ringway-driver` over vhost-user \
+                 (`benches/net-driver`), and by DPDK's virtio_user as in the other tables. Where DPDK's is vectorized, \
+                 Ringway's has packed rings, used in order."
+            }
             Self::Tcp => {
                 "Two guests of User-Mode Linux, one connection of iperf3 from one to the other: through Ringway, \
                  through taps and the kernel's bridge by UML's own `vector` transport (with the tap's offloads), and \

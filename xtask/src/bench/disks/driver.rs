@@ -41,9 +41,10 @@ pub(super) struct Driver {
 impl Driver {
     /// Starts it; it fills its queues at once.
     pub(super) fn start(options: &Options, socket: &Path, workload: Workload) -> Result<Self> {
-        let Workload { pattern, depth, queues } = workload;
+        let Workload { pattern, depth, queues, driver } = workload;
         let time = options.interval();
         let mut command = command(options, socket);
+        command.args(["--driver", driver.name()]);
         command.args(["--time", &time.as_millis().to_string(), "--queues", &queues.to_string()]);
         command.args(["--depth", &depth.to_string(), "--block", &pattern.block().to_string()]);
         command.args(pattern.is_write().then_some("--write"));

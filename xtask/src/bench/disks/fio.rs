@@ -92,7 +92,7 @@ pub(super) fn count_calls(options: &Options, file: &Path, workload: Workload) ->
 }
 
 fn arguments(file: &Path, workload: Workload, time: Duration, ramp: Duration) -> Vec<String> {
-    let Workload { pattern, depth, queues } = workload;
+    let Workload { pattern, depth, queues, .. } = workload;
     let order = if pattern.is_sequential() { "" } else { "rand" };
     let direction = if pattern.is_write() { "write" } else { "read" };
     let mut arguments: Vec<String> = [
@@ -140,7 +140,7 @@ fn parse(text: &str, workload: Workload) -> Result<Side> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::workload::Pattern;
+    use super::super::workload::{Pattern, Whose};
     use super::*;
 
     #[test]
@@ -152,7 +152,8 @@ mod tests {
             side(3),
             side(4)
         );
-        let workload = |pattern| Workload { pattern, depth: 1, queues: 1 };
+        let driver = Whose::VirtioDriver;
+        let workload = |pattern| Workload { pattern, depth: 1, queues: 1, driver };
         let iops = |pattern| parse(&text, workload(pattern)).unwrap().iops;
         assert!((iops(Pattern::RandRead) - 3.0).abs() < 1e-9);
         assert!((iops(Pattern::SeqWrite) - 4.0).abs() < 1e-9);
@@ -161,7 +162,8 @@ mod tests {
 
     #[test]
     fn what_fio_is_told() {
-        let workload = Workload { pattern: Pattern::SeqRead, depth: 32, queues: 2 };
+        let driver = Whose::VirtioDriver;
+        let workload = Workload { pattern: Pattern::SeqRead, depth: 32, queues: 2, driver };
         let told = arguments(Path::new("/f"), workload, Duration::from_secs(1), Duration::ZERO).join(" ");
         assert!(told.contains("--rw=read --bs=131072 --iodepth=32 --numjobs=2 --runtime=1000ms"), "{told}");
     }

@@ -14,6 +14,8 @@ pub(in crate::bench) enum Row {
     Tmpfs,
     /// A file, without the page cache
     File,
+    /// Ringway's own driver next to another
+    Drivers,
     /// One request at a time
     Latency,
     /// System calls for a request
@@ -37,6 +39,7 @@ impl Comparison for Row {
             Self::Null => "null",
             Self::Tmpfs => "tmpfs",
             Self::File => "file",
+            Self::Drivers => "drivers",
             Self::Latency => "latency",
             Self::Calls => "calls",
             Self::Idle => "idle",
@@ -48,6 +51,7 @@ impl Comparison for Row {
             Self::Null => "Nothing behind the disk",
             Self::Tmpfs => "A file in memory",
             Self::File => "A file on a disk",
+            Self::Drivers => "Drivers in user space",
             Self::Latency => "One request at a time",
             Self::Calls => "System calls of a disk",
             Self::Idle => "An idle disk",
@@ -56,7 +60,7 @@ impl Comparison for Row {
 
     fn unit(self) -> &'static str {
         match self {
-            Self::Null | Self::Tmpfs | Self::File => "thousand IOPS",
+            Self::Null | Self::Tmpfs | Self::File | Self::Drivers => "thousand IOPS",
             Self::Latency => "µs, p50",
             Self::Calls => "system calls/1000 requests",
             Self::Idle => "MiB",
@@ -64,7 +68,7 @@ impl Comparison for Row {
     }
 
     fn higher_is_better(self) -> bool {
-        matches!(self, Self::Null | Self::Tmpfs | Self::File)
+        matches!(self, Self::Null | Self::Tmpfs | Self::File | Self::Drivers)
     }
 
     fn about(self) -> &'static str {
@@ -80,6 +84,10 @@ impl Comparison for Row {
             Self::File => {
                 "The same file behind every side, opened with `O_DIRECT`: written throughout before, so that there are \
                  no holes."
+            }
+            Self::Drivers => {
+                "Ringway's `null:` driven by `ringway-driver` over vhost-user and by the crate `virtio-driver`, under the same \
+                 loop."
             }
             Self::Latency => {
                 "4 KiB read anywhere, one request in flight. The middle latency of a sample is its value."
@@ -99,7 +107,7 @@ impl Comparison for Row {
 const READING: &str = "
 Who takes part, and what the columns say:
 
-- The driver is the crate `virtio-driver` in a process of its own (`benches/disk-driver`), pinned to one core, the server
+- The driver, but where a table compares two, is the crate `virtio-driver` in a process of its own (`benches/disk-driver`), pinned to one core, the server
   to the other. It polls for completions and asks for no calls, the same for every server. Depths are those of each queue;
   all queues have the one core on either side.
 - `qemu-storage-daemon` has an I/O thread for its disk, `aio=io_uring` and `cache.direct=on`.

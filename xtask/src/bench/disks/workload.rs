@@ -35,6 +35,25 @@ impl Pattern {
     }
 }
 
+/// Whose driver asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// The crate `virtio-driver`.
+    VirtioDriver,
+    /// Ringway's own.
+    Ringway,
+}
+
+impl Whose {
+    /// Its name, on the page and on the driver's command line.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::VirtioDriver => "virtio-driver",
+            Self::Ringway => "ringway",
+        }
+    }
+}
+
 /// A pattern, and how much of it at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Workload {
@@ -42,6 +61,7 @@ pub(super) struct Workload {
     /// In each queue.
     pub(super) depth: u16,
     pub(super) queues: u16,
+    pub(super) driver: Whose,
 }
 
 impl Workload {
@@ -82,9 +102,10 @@ mod tests {
 
     #[test]
     fn cases_are_named() {
-        let one = Workload { pattern: Pattern::SeqWrite, depth: 32, queues: 1 };
+        let driver = Whose::VirtioDriver;
+        let one = Workload { pattern: Pattern::SeqWrite, depth: 32, queues: 1, driver };
         assert_eq!(one.to_string(), "128K write, depth 32");
-        let two = Workload { pattern: Pattern::RandRead, depth: 1, queues: 2 };
+        let two = Workload { pattern: Pattern::RandRead, depth: 1, queues: 2, driver };
         assert_eq!(two.to_string(), "4K random read, depth 1, 2 queues");
     }
 }

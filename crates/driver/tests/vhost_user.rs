@@ -14,7 +14,6 @@ use ringway_spec::feature::{ACCESS_PLATFORM, RING_RESET, VERSION_1};
 use ringway_spec::net;
 use ringway_spec::status::DeviceStatus;
 use ringway_vhost::message::{F_PROTOCOL_FEATURES, Request, protocol_feature as pf};
-use rustix::io::Errno;
 
 /// A type of device that there is not.
 const ID: u32 = 77;
@@ -37,8 +36,8 @@ fn numbers(heard: &[Heard]) -> Vec<u32> {
     heard.iter().map(|heard| heard.request.number()).collect()
 }
 
-/// [DRV-CORE-init-13] A queue is told of as the driver becomes ready, all of it before the status says so, and its kick was
-/// not used before. Its end is told before the reset.
+/// A queue is told of as the driver becomes ready, all of it before the status says so, and is kicked once to start. Its
+/// end is told before the reset.
 #[test]
 fn a_queue_starts_as_the_driver_is_ready() {
     let (device, queue, open) = live(Book::new(FEATURES, pf::STATUS | pf::REPLY_ACK | pf::MQ));
@@ -56,7 +55,8 @@ fn a_queue_starts_as_the_driver_is_ready() {
         .collect();
     assert_eq!(statuses, [0, 1, 3, 11, 15, 0]);
     let Request::SetVringKick { index: 2, fd: Some(kick) } = &heard[18].request else { panic!("{heard:?}") };
-    assert_eq!(rustix::io::read(kick, &mut [0; 8]), Err(Errno::AGAIN));
+    let mut count = [0; 8];
+    assert_eq!((rustix::io::read(kick, &mut count), u64::from_ne_bytes(count)), (Ok(8), 1));
 }
 
 /// A back-end that keeps no status is asked for what is left of a reset, if it knows one.

@@ -74,6 +74,14 @@ struct Queue {
     kicks: Arc<AtomicU64>,
 }
 
+impl Queue {
+    /// A ring starts with its first kick (Starting and stopping rings), and a device of which none has started says nothing,
+    /// not even that its configuration has changed. So the front-end gives one, whenever the driver gives its own.
+    fn wake(&self) -> io::Result<()> {
+        self.vring.kick().signal()
+    }
+}
+
 /// The configuration as it was last fetched.
 #[derive(Default)]
 struct Snapshot {
@@ -243,6 +251,9 @@ impl Transport for VhostUser {
         }
         self.frontend.set_status(status)?;
         self.status = status;
+        if status.contains(DeviceStatus::DRIVER_OK) {
+            self.queues.values().try_for_each(Queue::wake)?;
+        }
         Ok(())
     }
 
@@ -318,6 +329,7 @@ impl Transport for VhostUser {
         self.queues.insert(index, Queue { vring, kicks: Arc::clone(&kick.count) });
         if self.status.contains(DeviceStatus::DRIVER_OK) {
             self.start(index)?;
+            self.queues.get(&index).map_or(Ok(()), Queue::wake)?;
         }
         Ok(kick)
     }

@@ -222,6 +222,15 @@ fn ranges_are_limited() {
         let error = submit(&mut driver, kind(&ranges(1, 65)), 64, 0).unwrap_err();
         assert!(matches!(error, BlkError::TooLarge { what: "sectors", asked: 65, max: 64 }), "{error}");
     }
+    // They are data of a request, of which there can be no more than the segments that a device takes.
+    let mut small = config(CAPACITY);
+    small.size_max.set(16);
+    small.max_discard_seg.set(u32::MAX);
+    let (_, mut driver) = live_with(ALL, &small, Options::default());
+    assert_eq!(driver.max_request(), 512);
+    submit(&mut driver, Operation::Discard(&ranges(32, 8)), 1024, 0).unwrap();
+    let error = submit(&mut driver, Operation::Discard(&ranges(33, 8)), 1024, 0).unwrap_err();
+    assert!(matches!(error, BlkError::TooLarge { what: "ranges", asked: 33, max: 32 }), "{error}");
     // Limits of nothing: whatever is asked is too much, and no call goes round in circles.
     let mut nothing = config(CAPACITY);
     nothing.max_discard_sectors.set(0);
@@ -309,11 +318,9 @@ fn impossible_configurations() {
         let (fake, transport, platform) = offered(ALL, &config);
         (Blk::new(transport, platform, Options::default()).err(), fake)
     };
-    let changes: [(Flaw<'_>, &str); 6] = [
+    let changes: [(Flaw<'_>, &str); 4] = [
         (&|c| c.blk_size.set(0), "block size"),
         (&|c| c.blk_size.set(513), "block size"),
-        (&|c| c.size_max.set(0), "size_max"),
-        (&|c| c.seg_max.set(0), "seg_max"),
         (&|c| c.num_queues.set(0), "num_queues"),
         (&|c| c.size_max.set(1), "size_max for its block size"),
     ];
@@ -323,6 +330,13 @@ fn impossible_configurations() {
         assert!(fake.state().queues.is_empty(), "{field}: reset");
         assert_eq!(fake.state().log.last(), Some(&Event::Status(DeviceStatus::FAILED)), "{field}");
     }
+    // Of segments nothing is said, or that there is to be one.
+    let mut silent = config(CAPACITY);
+    silent.size_max.set(0);
+    silent.seg_max.set(0);
+    let (_, driver) = live_with(ALL, &silent, Options::default());
+    let Properties { max_segment, max_segments, .. } = *driver.properties();
+    assert_eq!((max_segment, max_segments), (u32::MAX, 1));
     let (fake, transport, platform) = offered(0, &config(CAPACITY));
     fake.state().queue_sizes = vec![2];
     let small = Blk::new(transport, platform, Options::default()).err();

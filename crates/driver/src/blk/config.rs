@@ -103,8 +103,13 @@ impl<T: Transport> Reader<'_, '_, T> {
         let properties = Properties {
             capacity: self.config.u64(offset_of!(blk::Config, capacity))?,
             block_size: self.u32_if(blk::F_BLK_SIZE, offset_of!(blk::Config, blk_size), SECTOR_SIZE)?,
-            max_segment: self.u32_if(blk::F_SIZE_MAX, offset_of!(blk::Config, size_max), u32::MAX)?,
-            max_segments: self.u32_if(blk::F_SEG_MAX, offset_of!(blk::Config, seg_max), u32::MAX)?,
+            // There are devices that say 0 (QEMU's storage daemon), and mean that they do not say.
+            max_segment: match self.u32_if(blk::F_SIZE_MAX, offset_of!(blk::Config, size_max), 0)? {
+                0 => u32::MAX,
+                len => len,
+            },
+            // Without data there are no requests.
+            max_segments: self.u32_if(blk::F_SEG_MAX, offset_of!(blk::Config, seg_max), u32::MAX)?.max(1),
             geometry: self.geometry()?,
             topology: self.topology()?,
             // Without the switch, a device that can flush has something to flush (5.2.5.1).
@@ -191,12 +196,6 @@ impl Properties {
         let bad = |what| Err(Error::BadConfig { what });
         if self.block_size < SECTOR_SIZE || !self.block_size.is_power_of_two() {
             return bad("block size");
-        }
-        if self.max_segment == 0 {
-            return bad("size_max");
-        }
-        if self.max_segments == 0 {
-            return bad("seg_max");
         }
         if self.queues == 0 { bad("num_queues") } else { Ok(self) }
     }

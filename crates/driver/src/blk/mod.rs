@@ -68,7 +68,7 @@ use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use ringway_memory::{GuestBuf, SharedBuf};
+use ringway_memory::{Gpa, GuestBuf, SharedBuf};
 use ringway_queue::Segment;
 use ringway_spec::blk::{self, RequestHeader, S_IOERR, S_OK, S_UNSUPP};
 use zerocopy::IntoBytes;
@@ -428,18 +428,27 @@ impl<N: crate::Notify> Queue<N> {
 
         let start = head.addr();
         let header = Segment { addr: start, len: HEADER_LEN as u32 };
-        let status = Segment { addr: ringway_memory::Gpa(start.0 + HEADER_LEN as u64), len: 1 };
-        let mut chain = Chain::new(header);
-        if let Some(buffer) = &buffer {
-            chain.cut(buffer, plan.len, max_segment);
-        }
-        chain.push(status);
-        let (readable, writable, wanted) = match plan.way {
-            Way::ToDevice => (chain.len - 1, 1, 1),
-            Way::FromDevice => (1, chain.len - 1, plan.len + 1),
+        let status = Segment { addr: Gpa(start.0 + HEADER_LEN as u64), len: 1 };
+        // Nearly all buffers are one segment.
+        let mut few = [header, status, status];
+        let cut;
+        let chain = match &buffer {
+            None => &few[..2],
+            Some(buffer) if plan.len <= max_segment => {
+                few[1] = Segment { addr: buffer.addr(), len: plan.len };
+                &few
+            }
+            Some(buffer) => {
+                cut = Chain::cut(header, buffer, plan.len, max_segment, status);
+                &cut.segments[..cut.len]
+            }
         };
-        let (readable, rest) = chain.segments.split_at(readable);
-        match self.ring.add(readable, &rest[..writable], Lent { buffer, token, slot, wanted }) {
+        let (readable, wanted) = match plan.way {
+            Way::ToDevice => (chain.len() - 1, 1),
+            Way::FromDevice => (1, plan.len + 1),
+        };
+        let (readable, writable) = chain.split_at(readable);
+        match self.ring.add(readable, writable, Lent { buffer, token, slot, wanted }) {
             Ok(()) => Ok(()),
             Err(refused) => {
                 self.free.push(slot);
@@ -476,25 +485,23 @@ struct Chain {
 }
 
 impl Chain {
-    #[inline]
-    fn new(header: Segment) -> Self {
-        Self { segments: [header; MAX_SEGMENTS + ENDS as usize], len: 1 }
-    }
-
-    #[inline]
-    fn push(&mut self, segment: Segment) {
-        self.segments[self.len] = segment;
-        self.len += 1;
-    }
-
-    /// Appends the first `len` bytes of a buffer, in segments of `max_segment`: there is room for them.
-    #[inline]
-    fn cut(&mut self, buffer: &SharedBuf, len: u32, max_segment: u32) {
+    /// The first `len` bytes of a buffer are cut into segments of `max_segment`, of which there are no more than there may
+    /// be.
+    #[cold]
+    fn cut(header: Segment, buffer: &SharedBuf, len: u32, max_segment: u32, status: Segment) -> Self {
+        let mut chain = Self { segments: [header; MAX_SEGMENTS + ENDS as usize], len: 1 };
         let mut done = 0;
         while done < len {
             let part = max_segment.min(len - done);
-            self.push(Segment { addr: ringway_memory::Gpa(buffer.addr().0 + u64::from(done)), len: part });
+            chain.push(Segment { addr: Gpa(buffer.addr().0 + u64::from(done)), len: part });
             done += part;
         }
+        chain.push(status);
+        chain
+    }
+
+    fn push(&mut self, segment: Segment) {
+        self.segments[self.len] = segment;
+        self.len += 1;
     }
 }

@@ -193,15 +193,15 @@ impl Properties {
             }
             Operation::Discard(ranges) => {
                 needs(blk::F_DISCARD)?;
-                self.ranges(blk::T_DISCARD, ranges, self.discard)
+                self.ranges(blk::T_DISCARD, ranges, self.discard, max_request)
             }
             Operation::WriteZeroes { ranges, .. } => {
                 needs(blk::F_WRITE_ZEROES)?;
-                self.ranges(blk::T_WRITE_ZEROES, ranges, self.write_zeroes)
+                self.ranges(blk::T_WRITE_ZEROES, ranges, self.write_zeroes, max_request)
             }
             Operation::SecureErase(ranges) => {
                 needs(blk::F_SECURE_ERASE)?;
-                self.ranges(blk::T_SECURE_ERASE, ranges, self.secure_erase)
+                self.ranges(blk::T_SECURE_ERASE, ranges, self.secure_erase, max_request)
             }
         }
     }
@@ -231,7 +231,13 @@ impl Properties {
         if len > max { Err(BlkError::TooLarge { what: "bytes", asked: len, max }) } else { Ok(()) }
     }
 
-    fn ranges(&self, kind: u32, ranges: &[Range], limits: Option<RangeLimits>) -> Result<Plan, BlkError> {
+    fn ranges(
+        &self,
+        kind: u32,
+        ranges: &[Range],
+        limits: Option<RangeLimits>,
+        max_request: u32,
+    ) -> Result<Plan, BlkError> {
         self.writable()?;
         // There are some wherever the feature is.
         let limits = limits.unwrap_or(RangeLimits { sectors: 0, ranges: 0, alignment: 1 });
@@ -239,8 +245,10 @@ impl Properties {
         if asked == 0 {
             return Err(BlkError::Unaligned { sector: 0, len: 0, block_size: self.block_size });
         }
-        if asked > limits.ranges {
-            return Err(BlkError::TooLarge { what: "ranges", asked, max: limits.ranges });
+        // They are data, too.
+        let max = limits.ranges.min(max_request / SEGMENT_LEN as u32);
+        if asked > max {
+            return Err(BlkError::TooLarge { what: "ranges", asked, max });
         }
         for &Range { sector, count } in ranges {
             self.check_range(sector, u64::from(count) * u64::from(SECTOR_SIZE))?;
@@ -248,8 +256,7 @@ impl Properties {
                 return Err(BlkError::TooLarge { what: "sectors", asked: count, max: limits.sectors });
             }
         }
-        let len = asked.saturating_mul(SEGMENT_LEN as u32);
-        Ok(Plan::new(kind, 0, Way::ToDevice, len))
+        Ok(Plan::new(kind, 0, Way::ToDevice, asked * SEGMENT_LEN as u32))
     }
 }
 

@@ -268,4 +268,40 @@ proptest! {
         prop_assert!(ranges.windows(2).all(|pair| pair[0].0 + pair[0].1 < pair[1].0), "apart: {:?}", ranges);
         prop_assert_eq!(device.refused(), absent.len() as u64);
     }
+
+    /// Whatever chains a driver gives to whichever queue, each is answered, and what is handed out was in one of them.
+    #[test]
+    fn any_chains_are_survived(chains in prop::collection::vec((
+        0..4_usize, prop::collection::vec(any::<u8>(), 0..12), prop::collection::vec(0..4097_u32, 0..3)
+    ), 0..20)) {
+        let mut device = device_without(0);
+        prop_assert!(device.start_hinting());
+        let mut pairs: Vec<_> = (0..4).map(|_| Loopback::new(0)).collect();
+        for (which, bytes, rooms) in chains {
+            let pair = &mut pairs[which];
+            let (head, tail) = bytes.split_at(bytes.len() / 3);
+            let readable: Vec<&[u8]> = [head, tail].into_iter().filter(|part| !part.is_empty()).collect();
+            let writable: Vec<u32> = rooms.into_iter().filter(|room| *room > 0).collect();
+            if readable.is_empty() && writable.is_empty() {
+                continue;
+            }
+            pair.add(&readable, &writable);
+            let Loopback { device: queue, burst, .. } = pair;
+            let mut handed_out = Vec::new();
+            let mut each = |slice: GuestSlice<'_>| handed_out.push(slice.len() as u32);
+            let _ = match which {
+                0 => device.inflate(queue, burst, &mut |range| assert!(range.len >= PAGE_SIZE)),
+                1 => device.hints(queue, burst, &mut each),
+                2 => device.reports(queue, burst, &mut each),
+                _ => {
+                    device.statistics(queue, burst).unwrap();
+                    device.ask(queue, burst)
+                }
+            }
+            .unwrap();
+            prop_assert!(which != 2 || handed_out == writable, "{:?}", handed_out);
+            prop_assert!(handed_out.is_empty() || handed_out == writable);
+            prop_assert_eq!(pair.used(), Some(vec![]));
+        }
+    }
 }

@@ -185,7 +185,7 @@ fn pages_go_in_until_there_are_enough() {
 }
 
 /// [DRV-BALLOON-op-06] What is taken out is said by the deflate queue first, and [DRV-BALLOON-op-07] taken back when the device
-/// has acknowledged that; [DRV-BALLOON-op-04] no page is taken out while the device wants what is there, or more.
+/// has acknowledged that, when it wants fewer [DRV-BALLOON-op-02]; [DRV-BALLOON-op-04] no page is taken out while the device wants what is there, or more.
 #[test]
 fn pages_come_out_when_the_device_knows() {
     for ring in RINGS {
@@ -213,7 +213,7 @@ fn pages_come_out_when_the_device_knows() {
     }
 }
 
-/// A guest without memory takes pages out, if that was agreed on, and keeps them while the device wants what it wanted.
+/// [DRV-BALLOON-op-05] A guest without memory takes pages out, if that was agreed on, and keeps them while the device wants what it wanted.
 #[test]
 fn a_guest_in_need_takes_pages_out() {
     let (host, mut balloon) = set_up(ALL & !F_DEFLATE_ON_OOM, 5, options());
@@ -287,7 +287,8 @@ fn poison_is_said_first_and_filled_in_last() {
 /// [DRV-BALLOON-memory-statistics-02] One buffer is there from the start, [DRV-BALLOON-memory-statistics-03] another after each
 /// that was used, [DRV-BALLOON-memory-statistics-01] and never a second one. Each has all statistics
 /// [DRV-BALLOON-memory-statistics-04] [DRV-BALLOON-memory-statistics-08], and a good length
-/// [DRV-BALLOON-memory-statistics-05].
+/// [DRV-BALLOON-memory-statistics-05]; which they are, and in what order, is the guest's to say
+/// [DRV-BALLOON-memory-statistics-06] [DRV-BALLOON-memory-statistics-07].
 #[test]
 fn there_is_one_buffer_of_statistics() {
     for ring in RINGS {

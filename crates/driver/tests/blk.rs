@@ -238,7 +238,7 @@ fn ranges_are_limited() {
     assert!(matches!(driver.discard(0, 8), Err(BlkError::TooLarge { max: 0, .. })));
 }
 
-/// [DRV-BLK-init-04] [DRV-BLK-init-05] [DRV-BLK-op-03] All is accepted that is understood, zones are not. The configuration
+/// [DRV-BLK-init-04] [DRV-BLK-init-05] [DRV-BLK-op-03] [DRV-CORE-device-configuration-space-02] All is accepted that is understood, zones are not. The configuration
 /// is read after `FEATURES_OK`, and nothing of it that belongs to what was not negotiated.
 #[test]
 fn features_and_configuration() {

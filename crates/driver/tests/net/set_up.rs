@@ -118,6 +118,14 @@ fn a_device_that_failed_is_told() {
     assert!(matches!(lab.net.interrupt(), Err(Error::NeedsReset)));
 }
 
+/// [DRV-CORE-device-configuration-space-02] Every field belongs to a feature: without any, none is read.
+#[test]
+fn fields_of_features_not_offered_are_not_read() {
+    let lab = Lab::new(0);
+    let log = lab.fake.take_log();
+    assert!(!log.iter().any(|event| matches!(event, Event::ReadConfig(..))), "{log:?}");
+}
+
 /// [DRV-NET-cfg-01] Whatever is done, nothing of the configuration is written.
 #[test]
 fn the_configuration_is_never_written() {

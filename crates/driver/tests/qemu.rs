@@ -1,10 +1,11 @@
-//! The transports against QEMU's own devices, without a guest: the processor is halted, and accesses that it would make QEMU is
-//! told to make by a pipe (its `qtest`). Needs `qemu-system-x86_64`.
+//! The transports, and the network driver, against QEMU's own devices, without a guest: the processor is halted, and
+//! accesses that it would make QEMU is told to make by a pipe (its `qtest`). Needs `qemu-system-x86_64`.
 #![allow(unsafe_code, reason = "a platform promises that its memory is the device's")]
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixDatagram;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
@@ -12,16 +13,19 @@ use std::thread;
 use std::time::Duration;
 
 use ringway_driver::entropy::{Entropy, Options};
+use ringway_driver::net::{Mode, Net, Offload, Options as NetOptions};
 use ringway_driver::transport::mmio::{Mmio, MmioError};
 use ringway_driver::transport::pci::{
     BarRange, ConfigSpace, ConfigWindow, Ecam, Message, Pci, Space, bar_sizes, device_id,
 };
 use ringway_driver::transport::registers::Registers;
-use ringway_driver::{Interrupt, OutOfMemory, Platform, Transport};
+use ringway_driver::{Error, Interrupt, OutOfMemory, Platform, Transport};
 use ringway_memory::{FrontendVa, Gpa, Mapping, Region};
 use ringway_spec::entropy::DEVICE_ID;
+use ringway_spec::net;
 use ringway_spec::pci::header;
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::{FdFlags, fcntl_setfd};
 
 const MEMORY: u64 = 64 << 20;
 /// Where the first allocation is, behind what is not memory on a PC.
@@ -223,7 +227,7 @@ fn assign_bars(function: &impl ConfigSpace) -> [u64; header::BARS] {
 
 /// The device in slot 3, its BARs assigned and mapped.
 fn pci<C: ConfigSpace>(qemu: &Arc<Qemu>, function: C) -> Pci<C, Memory> {
-    assert_eq!(device_id(&function), Some(DEVICE_ID));
+    assert!(matches!(device_id(&function), Some(DEVICE_ID | net::DEVICE_ID)));
     let sizes = assign_bars(&function);
     let map = |range: &BarRange| {
         assert!(range.is_inside(&sizes), "{range:?}");
@@ -340,4 +344,113 @@ fn legacy_mmio_devices_are_refused() {
     let qemu = Qemu::start("microvm", "virtio-rng-device");
     let registers = Memory { qemu, base: 0xfeb0_0000, len: 0x200 };
     assert_eq!(Mmio::new(registers).err(), Some(MmioError::BadVersion(1)));
+}
+
+/// A network device and what is at the other end of its wire: a datagram is a frame.
+struct Wire {
+    qemu: Arc<Qemu>,
+    net: Net<Pci<Ports, Memory>>,
+    far: UnixDatagram,
+}
+
+impl Wire {
+    fn up(packed: &str, mergeable: &str) -> Self {
+        let (far, near) = UnixDatagram::pair().unwrap();
+        far.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        fcntl_setfd(&near, FdFlags::empty()).unwrap();
+        let netdev = format!("dgram,id=wire,local.type=fd,local.str={}", near.as_raw_fd());
+        let device = format!(
+            "virtio-net-pci,addr=3,disable-legacy=on,netdev=wire,mac=02:00:00:00:00:07,host_mtu=9000,\
+             packed={packed},mrg_rxbuf={mergeable}"
+        );
+        let qemu = Qemu::start_with("pc", &device, &["-netdev", &netdev]);
+        let transport = pci(&qemu, function(&qemu));
+        let options = NetOptions { queue_size: 64, ..NetOptions::default() };
+        let net = Net::new(transport, Arc::clone(&qemu) as Arc<dyn Platform>, &options).unwrap();
+        Self { qemu, net, far }
+    }
+
+    /// The next frame that comes to the driver.
+    fn next(&mut self) -> Vec<u8> {
+        let rx = &mut self.net.pair(0).rx;
+        let mut round = 0;
+        loop {
+            if let Some(received) = rx.next().unwrap() {
+                let mut bytes = vec![0; received.frame.len()];
+                received.frame.read(0, &mut bytes);
+                rx.recycle(received.frame);
+                rx.flush();
+                return bytes;
+            }
+            assert!(self.qemu.wait(round), "no frame");
+            round += 1;
+        }
+    }
+
+    /// Whether a frame to this address reaches the driver.
+    fn reaches(&mut self, to: [u8; 6]) -> bool {
+        for to in [to, [0xff; 6]] {
+            self.far.send(&frame(to, 60)).unwrap();
+        }
+        let reaches = self.next()[..6] == to;
+        if reaches {
+            assert_eq!(self.next()[..6], [0xff; 6]);
+        }
+        reaches
+    }
+}
+
+fn frame(to: [u8; 6], len: usize) -> Vec<u8> {
+    let mut frame: Vec<_> = (0..len).map(|i| i as u8).collect();
+    frame[..6].copy_from_slice(&to);
+    frame[12..14].copy_from_slice(&[0x88, 0xb5]);
+    frame
+}
+
+/// Frames of all sizes go out and come in, whole and in order.
+#[test]
+fn network_devices_are_driven() {
+    for (packed, mergeable) in [("off", "off"), ("off", "on"), ("on", "off"), ("on", "on")] {
+        let mut wire = Wire::up(packed, mergeable);
+        assert_eq!((wire.net.mac(), wire.net.mtu()), ([2, 0, 0, 0, 0, 7], 9000));
+        assert!(wire.net.link().is_up);
+        let sizes: Vec<_> = (0..200).map(|i| 60 + i * 977 % 8900).collect();
+        for burst in sizes.chunks(5) {
+            let tx = &mut wire.net.pair(0).tx;
+            for len in burst {
+                tx.send(&frame([2; 6], *len), &Offload::None).unwrap();
+            }
+            tx.flush();
+            for len in burst {
+                let mut bytes = vec![0; 1 << 16];
+                let received = wire.far.recv(&mut bytes).unwrap();
+                assert!(bytes[..received] == frame([2; 6], *len), "{packed} {mergeable} {len}");
+                wire.far.send(&frame([0xff; 6], *len)).unwrap();
+                assert!(wire.next() == frame([0xff; 6], *len), "{packed} {mergeable} {len}");
+            }
+        }
+        wire.net.stop().unwrap();
+    }
+}
+
+/// QEMU carries out what it is told on the control queue, and refuses what it was not asked for.
+#[test]
+fn network_devices_do_as_they_are_told() {
+    const OWN: [u8; 6] = [2, 0, 0, 0, 0, 7];
+    const OTHER: [u8; 6] = [2, 0, 0, 0, 0, 8];
+    const GROUP: [u8; 6] = [3, 0, 0, 0, 0, 9];
+    for packed in ["off", "on"] {
+        let mut wire = Wire::up(packed, "on");
+        wire.net.set_mode(Mode::Promiscuous, false).unwrap();
+        assert_eq!([OWN, OTHER, GROUP].map(|to| wire.reaches(to)), [true, false, false]);
+        wire.net.set_addresses(&[OTHER], &[GROUP]).unwrap();
+        assert_eq!([OWN, OTHER, GROUP].map(|to| wire.reaches(to)), [true, true, true]);
+        wire.net.set_addresses(&[], &[]).unwrap();
+        wire.net.set_mac(OTHER).unwrap();
+        assert_eq!([OWN, OTHER, GROUP].map(|to| wire.reaches(to)), [false, true, false]);
+        wire.net.set_mode(Mode::AllMulticast, true).unwrap();
+        assert!(wire.reaches(GROUP));
+        wire.net.set_vlan(100, true).unwrap();
+        assert!(matches!(wire.net.announced(), Err(Error::Refused { .. })));
+    }
 }

@@ -15,9 +15,9 @@ pub(super) struct Hinting {
     /// What the driver has said since.
     pub(super) heard: u32,
     /// The ID of the last round.
-    pub(super) last: u32,
+    last: u32,
     /// The oldest ID that may not be used again: the driver has not said `STOP` since.
-    pub(super) oldest: Option<u32>,
+    oldest: Option<u32>,
 }
 
 impl Hinting {

@@ -17,7 +17,6 @@
 
 mod hinting;
 mod pages;
-mod saved;
 mod statistics;
 
 use alloc::sync::Arc;
@@ -38,7 +37,6 @@ use crate::status::Negotiation;
 use hinting::Hinting;
 
 pub use pages::PageRange;
-pub use saved::StateError;
 pub use statistics::Statistics;
 
 /// Bytes of a page's number.

@@ -248,35 +248,6 @@ fn poisoned_pages_are_not_handed_out() {
     }
 }
 
-/// Another device goes on where this one was: in the middle of a request and of a round of hints.
-#[test]
-fn another_device_goes_on() {
-    let (mut pages, mut free) = (Loopback::new(0), Loopback::new(0));
-    let mut one = device_without(0);
-    one.write_config(CONFIG_ACTUAL, &5_u32.to_le_bytes());
-    one.write_config(CONFIG_POISON_VAL, &6_u32.to_le_bytes());
-    let numbers = pfns(&(0..1024).map(|n| n % PAGES).collect::<Vec<_>>());
-    pages.add(&[&numbers[..]; 40], &[]);
-    assert_eq!(inflate(&mut one, &mut pages).len(), 32);
-    one.start_hinting();
-    one.start_hinting();
-    free.add(&[&(CMD_ID_MIN + 1).to_le_bytes()], &[]);
-    assert_eq!(hints(&mut one, &mut free), []);
-
-    let mut other = device_without(0);
-    other.load(&one.save()).unwrap();
-    assert_eq!(other.save(), one.save());
-    assert_eq!((other.actual(), config(&other, CONFIG_POISON_VAL), other.is_hinting()), (5, 6, true));
-    assert_eq!(inflate(&mut other, &mut pages).len(), 8);
-    free.add(&[], &[4096]);
-    assert_eq!(hints(&mut other, &mut free), [4096]);
-    let state = other.save();
-    for bad in [&state[..0], &state[1..], &state[..state.len() - 1], &[&[2][..], &state[1..]].concat()] {
-        assert!(other.load(bad).is_err());
-    }
-    assert_eq!(other.save(), state);
-}
-
 proptest! {
     /// Whatever the numbers: what is handed out is in memory, once for each request, and all of it.
     #[test]

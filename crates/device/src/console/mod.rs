@@ -18,7 +18,6 @@
 //! configuration, without `MULTIPORT`, is what was meant.
 
 mod port;
-mod saved;
 
 use alloc::collections::VecDeque;
 use alloc::string::String;
@@ -37,8 +36,6 @@ use crate::model::DeviceModel;
 use crate::serving::{PIECE, Serving};
 use crate::status::Negotiation;
 use port::Port;
-
-pub use saved::StateError;
 
 /// The most ports: with their control queues, as many queues as a transport over PCI has.
 pub const PORTS_MAX: u16 = 511;

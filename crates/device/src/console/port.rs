@@ -15,8 +15,7 @@ use alloc::vec::Vec;
 use ringway_spec::console::{
     CONSOLE_PORT, Control, PORT_ADD, PORT_NAME, PORT_OPEN, PORT_REMOVE, RESIZE, Resize,
 };
-use zerocopy::little_endian::{U16, U32};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::IntoBytes;
 
 use super::{PortSettings, Size};
 
@@ -44,17 +43,6 @@ struct View {
     is_open: bool,
     /// What it has told: it opened its side.
     has_opened: bool,
-}
-
-/// The driver's view, saved.
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-pub(super) struct Saved {
-    /// A bit for whether there is a view, whether it has a size, and for each of its flags, in their order.
-    flags: u8,
-    cols: U16,
-    rows: U16,
-    passed_on: U32,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -175,43 +163,5 @@ impl Port {
             }
             _ => {}
         }
-    }
-
-    pub(super) fn save(&self) -> Saved {
-        let view = self.view.clone().unwrap_or_default();
-        let View { is_stale, is_ready, is_console, has_name, size, is_open, has_opened } = view;
-        let flags = [
-            self.view.is_some(),
-            size.is_some(),
-            is_stale,
-            is_ready,
-            is_console,
-            has_name,
-            is_open,
-            has_opened,
-        ];
-        let Size { cols, rows } = size.unwrap_or(Size { cols: 0, rows: 0 });
-        Saved {
-            flags: flags.into_iter().rev().fold(0, |bits, is_so| bits << 1 | u8::from(is_so)),
-            cols: cols.into(),
-            rows: rows.into(),
-            // A chain has less than 4 GiB.
-            passed_on: (self.passed_on as u32).into(),
-        }
-    }
-
-    pub(super) fn load(&mut self, saved: &Saved) {
-        let is = |bit: u8| saved.flags >> bit & 1 == 1;
-        let size = Size { cols: saved.cols.get(), rows: saved.rows.get() };
-        self.view = is(0).then(|| View {
-            size: is(1).then_some(size),
-            is_stale: is(2),
-            is_ready: is(3),
-            is_console: is(4),
-            has_name: is(5),
-            is_open: is(6),
-            has_opened: is(7),
-        });
-        self.passed_on = saved.passed_on.get() as usize;
     }
 }

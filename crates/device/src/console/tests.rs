@@ -294,48 +294,6 @@ fn a_reset_begins_anew() {
     }
 }
 
-/// Another device goes on where this one was: the driver is told what has changed, and nothing twice; what of a chain was passed
-/// on is not passed on again.
-#[test]
-fn another_device_goes_on() {
-    let (mut to, mut from, mut pair) = (Loopback::new(0), Loopback::new(0), Loopback::new(0));
-    let mut one = device(vec![console(), named("agent")], 3);
-    say(&mut one, &mut to, &control(0, DEVICE_READY, 1));
-    listen(&mut one, &mut from, &[64; 16]);
-    for (port, event) in [(0, PORT_READY), (0, PORT_OPEN), (1, PORT_READY)] {
-        say(&mut one, &mut to, &control(port, event, 1));
-    }
-    assert_eq!(listen(&mut one, &mut from, &[]).len(), 4);
-    pair.add(&[b"Hello"], &[]);
-    let _ = one.transmit(0, &mut pair.device, &mut pair.burst, &mut |_| 0).unwrap();
-    let mut left = 2;
-    let mut sink = |_: &[u8]| core::mem::take(&mut left);
-    let _ = one.transmit(0, &mut pair.device, &mut pair.burst, &mut sink).unwrap();
-
-    let mut other = device(vec![console(), named("agent")], 3);
-    other.load(&one.save()).unwrap();
-    assert_eq!(other.save(), one.save());
-    assert_eq!(listen(&mut other, &mut from, &[]), []);
-    assert!(other.is_open_in_driver(0) && !other.is_open_in_driver(1));
-    let mut heard = Vec::new();
-    let mut sink = |bytes: &[u8]| {
-        heard.extend_from_slice(bytes);
-        bytes.len()
-    };
-    let _ = other.transmit(0, &mut pair.device, &mut pair.burst, &mut sink).unwrap();
-    assert_eq!(heard, b"llo");
-    let mut without = device(vec![console()], 3);
-    without.load(&one.save()).unwrap();
-    assert_eq!(listen(&mut without, &mut from, &[]), [(1, PORT_REMOVE, 0, vec![])]);
-
-    let state = other.save();
-    for bad in [&state[..0], &state[1..], &state[..state.len() - 1], &[2, 1], &[1, 2]] {
-        assert!(other.load(bad).is_err());
-    }
-    assert!(device(vec![console()], 2).load(&state).is_err(), "another number of ports");
-    assert_eq!(other.save(), state);
-}
-
 #[derive(Debug, Clone)]
 enum Step {
     Say(u32, u16, u16),

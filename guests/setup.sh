@@ -14,8 +14,10 @@ out=$here/../target/guests
 kernel=$out/kernel
 backports_source=/etc/apt/sources.list.d/ringway-backports.sources
 uml_modules=/usr/lib/uml/modules
-# What the images load; what these depend on is found and loaded before them.
-modules="virtio_net virtio_blk"
+# What the images load; what these depend on is found and loaded before them. User-Mode Linux has no virtio_rng.
+modules="virtio_net virtio_blk virtio_balloon"
+modules_qemu="$modules virtio_rng"
+modules_uml="$modules virtio_console"
 # What a guest does with a disk, beside fio and what busybox has.
 disk_programs="mkfs.ext4 e2fsck resize2fs"
 
@@ -220,29 +222,29 @@ build_images() {
     say "building the guests' images"
     rm -f "$out/made-from"
     # A guest under QEMU takes a while to unpack libraries, so it has programs only where it has a use for them.
-    build_image qemu "$kernel/modules"
+    build_image qemu "$kernel/modules" "$modules_qemu"
     # shellcheck disable=SC2086  # a list of words
-    build_image qemu-disk "$kernel/modules" "$out/fio" $disk_programs
+    build_image qemu-disk "$kernel/modules" "$modules_qemu" "$out/fio" $disk_programs
     # shellcheck disable=SC2086
-    build_image uml "$uml_modules/$(linux.uml --version)" "$out/fio" $disk_programs iperf3
+    build_image uml "$uml_modules/$(linux.uml --version)" "$modules_uml" "$out/fio" $disk_programs iperf3
     cp "$kernel/vmlinuz" "$work/vmlinuz"
     mv "$work/vmlinuz" "$out/vmlinuz"
     # Last, so that an interrupted run is noticed.
     made_from >"$out/made-from"
 }
 
-# build_image GUEST MODULES [PROGRAM...]: packs busybox, the init script, the modules and the programs of this
-# machine into GUEST-initrd.gz.
+# build_image GUEST DIRECTORY MODULES [PROGRAM...]: packs busybox, the init script, the modules out of a directory and
+# the programs of this machine into GUEST-initrd.gz.
 build_image() {
     local root=$work/$1 module
     mkdir -p "$root"/{bin,dev,lib,proc,sys,tmp}
     cp "$(command -v busybox)" "$root/bin/busybox"
     install -m 755 "$here/init" "$root/init"
     : >"$root/modules.list"
-    for module in $modules; do
+    for module in $3; do
         add_module "$root" "$2" "$module"
     done
-    for program in "${@:3}"; do
+    for program in "${@:4}"; do
         add_program "$root" "$program"
     done
     (cd "$root" && find . | busybox cpio -o -H newc -R 0:0 2>/dev/null | gzip -9n) >"$work/initrd.gz"

@@ -293,7 +293,8 @@ impl<D: Device> Session<D> {
     }
 
     fn offered_protocol_features(&self) -> u64 {
-        SESSION_FEATURES | self.device.protocol_features()
+        let without = if self.device.is_told_status() { 0 } else { pf::STATUS };
+        SESSION_FEATURES & !without | self.device.protocol_features()
     }
 
     /// Carries out a request.

@@ -78,6 +78,18 @@ pub struct SocketFile {
     is_ours: bool,
 }
 
+impl SocketFile {
+    /// The file of a socket that another process made.
+    pub fn found(path: PathBuf) -> Self {
+        Self { path, is_ours: false }
+    }
+
+    /// Whether it is to be removed.
+    pub fn own(&mut self, is_ours: bool) {
+        self.is_ours = is_ours;
+    }
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
         if self.is_ours {

@@ -47,6 +47,11 @@ impl Serving {
         self.queue.publish() && self.call.notify()
     }
 
+    /// Calls the driver, for who has published by the queue and heard that it asked; returns whether there was a way to.
+    pub fn call(&self) -> bool {
+        self.call.notify()
+    }
+
     /// Calls by another way. The one before may have got a call that nobody looks for any more.
     pub fn set_call(&mut self, call: Notifier) {
         self.call = call;

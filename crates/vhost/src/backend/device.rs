@@ -27,6 +27,12 @@ pub trait Device {
         0
     }
 
+    /// Whether `STATUS` is offered: who accepts it says when the driver is ready, and no vring runs before. QEMU says it of
+    /// network cards and disks, and of its other devices accepts it and never does.
+    fn is_told_status(&self) -> bool {
+        true
+    }
+
     /// How many vrings there can be.
     fn max_queues(&self) -> u16;
 

@@ -100,7 +100,7 @@ impl<D: Device> Endpoint<D> {
 
     fn own_file(&mut self, is_ours: bool) {
         if let Source::Listen(_, Some(file)) = &mut self.source {
-            file.is_ours = is_ours;
+            file.own(is_ours);
         }
     }
 
@@ -118,7 +118,7 @@ impl<D: Device> Endpoint<D> {
     ) -> Result<Self, HandoverError> {
         let source = match state.source {
             SourceState::Listen { socket, file } => {
-                let file = file.map(|path| SocketFile { path: path.into(), is_ours: false });
+                let file = file.map(|path| SocketFile::found(path.into()));
                 Source::Listen(UnixListener::from(files.take(socket)?), file)
             }
             SourceState::Connect(path) => Source::Connect(path.into()),

@@ -17,6 +17,7 @@
 
 mod hinting;
 mod pages;
+mod saved;
 mod statistics;
 
 use alloc::sync::Arc;
@@ -37,6 +38,7 @@ use crate::status::Negotiation;
 use hinting::Hinting;
 
 pub use pages::PageRange;
+pub use saved::State;
 pub use statistics::Statistics;
 
 /// Bytes of a page's number.

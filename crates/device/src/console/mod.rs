@@ -18,6 +18,7 @@
 //! configuration, without `MULTIPORT`, is what was meant.
 
 mod port;
+mod saved;
 
 use alloc::collections::VecDeque;
 use alloc::string::String;
@@ -36,6 +37,7 @@ use crate::model::DeviceModel;
 use crate::serving::{PIECE, Serving};
 use crate::status::Negotiation;
 use port::Port;
+pub use saved::{PortState, State};
 
 /// The most ports: with their control queues, as many queues as a transport over PCI has.
 pub const PORTS_MAX: u16 = 511;

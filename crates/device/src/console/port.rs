@@ -109,6 +109,28 @@ impl Port {
         self.view.as_ref().is_some_and(|view| view.has_opened && !view.is_stale)
     }
 
+    /// What the driver knows, a bit for each: that there is a port at all, and the fields of [`View`].
+    pub(super) fn view_bits(&self) -> u8 {
+        let Some(view) = &self.view else { return 0 };
+        let View { is_stale, is_ready, is_console, has_name, size: _, is_open, has_opened } = *view;
+        let fields = [true, is_stale, is_ready, is_console, has_name, is_open, has_opened];
+        (0..).zip(fields).map(|(bit, is_set)| u8::from(is_set) << bit).sum()
+    }
+
+    /// Has the driver know this. Which size it was told is not among it.
+    pub(super) fn set_view_bits(&mut self, bits: u8) {
+        let has = |bit: u8| bits >> bit & 1 != 0;
+        self.view = has(0).then(|| View {
+            is_stale: has(1),
+            is_ready: has(2),
+            is_console: has(3),
+            has_name: has(4),
+            size: None,
+            is_open: has(5),
+            has_opened: has(6),
+        });
+    }
+
     /// What the driver is to be told next.
     pub(super) fn due(&self) -> Option<Due> {
         let (settings, view) = match (&self.settings, &self.view) {

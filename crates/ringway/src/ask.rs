@@ -8,18 +8,24 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::event::PollFlags;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, acceptfrom_with, bind, listen,
 };
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tracing::warn;
+
+use crate::serve;
 
 /// The longest message: the names of some thousand ports.
 const MAX_LEN: usize = 1 << 16;
+/// The most that wait to ask.
+const MAX_CLIENTS: usize = 16;
 
 /// Where a server is asked. Those who may not ask get no further.
 pub(crate) struct Listener(Option<OwnedFd>);
@@ -134,4 +140,99 @@ pub(crate) fn hear<T: DeserializeOwned>(server: &OwnedFd) -> io::Result<Option<T
         reply => reply?,
     };
     Ok(reply.map(|(reply, _)| reply))
+}
+
+/// What a server answers to a question.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Reply<T> {
+    Done(T),
+    Refused(String),
+}
+
+/// Who has asked, and waits for the answer.
+pub(crate) struct Client(OwnedFd);
+
+impl Client {
+    /// Tells it how it went.
+    pub(crate) fn answer<T: Serialize>(&self, result: Result<T>) {
+        let reply = match result {
+            Ok(done) => Reply::Done(done),
+            Err(error) => Reply::Refused(format!("{error:#}")),
+        };
+        // It may have gone.
+        let _ = send(&self.0, &reply, None);
+    }
+}
+
+/// Where a server takes questions, each of which has one answer.
+pub(crate) struct Desk {
+    listener: Listener,
+    /// They have not asked yet.
+    clients: Vec<Client>,
+}
+
+impl Desk {
+    /// Takes those of a command of `ringway`.
+    pub(crate) fn open(command: &str) -> Self {
+        Self { listener: Listener::open(command), clients: Vec::new() }
+    }
+
+    /// What to poll, to read.
+    pub(crate) fn interests(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.listener.interest().into_iter().chain(self.clients.iter().map(|client| client.0.as_fd()))
+    }
+
+    /// The questions that have come.
+    pub(crate) fn questions<Q: DeserializeOwned>(&mut self) -> Vec<(Q, Client)> {
+        while let Some((socket, is_ours)) = self.listener.accept() {
+            let refusal = match self.clients.len() {
+                _ if !is_ours => NOT_OURS,
+                MAX_CLIENTS.. => "too many ask at a time",
+                _ => {
+                    self.clients.push(Client(socket));
+                    continue;
+                }
+            };
+            Client(socket).answer::<()>(Err(anyhow::Error::msg(refusal)));
+        }
+        let mut questions = Vec::new();
+        for client in std::mem::take(&mut self.clients) {
+            match receive(&client.0) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.clients.push(client),
+                Ok(Some((question, _))) => questions.push((question, client)),
+                // It has gone, or said what it should not.
+                _ => {}
+            }
+        }
+        questions
+    }
+}
+
+/// Asks the server that is process `pid`, and waits for its answer. `does` says what such a server does; `hang` why it may not
+/// answer in time.
+pub(crate) fn question<T: DeserializeOwned>(
+    command: &str,
+    pid: i32,
+    question: &impl Serialize,
+    does: &str,
+    (limit, hang): (Duration, &str),
+) -> Result<T> {
+    let server = connect(command, pid, does)?;
+    let sent = send(&server, question, None);
+    let deadline = (None, Instant::now() + limit);
+    loop {
+        match hear(&server) {
+            Ok(Some(Reply::Done(done))) => return Ok(done),
+            Ok(Some(Reply::Refused(why))) => bail!("process {pid}: {why}"),
+            Ok(None) => bail!("process {pid} has ended"),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && sent.is_ok() => {}
+            // If it did not take the request it may have told why, which would have been heard.
+            Err(error) => return Err(sent.err().unwrap_or(error)).context("cannot ask the server"),
+        }
+        if Instant::now() >= deadline.1 {
+            bail!("process {pid} does not answer: {hang}; see its log");
+        }
+        serve::wait(std::iter::once((None, server.as_fd(), PollFlags::IN)), std::iter::once(deadline))?;
+    }
 }

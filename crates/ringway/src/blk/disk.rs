@@ -29,7 +29,8 @@ use rustix::event::PollFlags;
 use tracing::{error, info, warn};
 
 use super::counters::DiskCounters;
-use super::resize::{self, Client};
+use super::resize;
+use crate::ask::Client;
 use crate::serve::wait;
 
 /// What a disk is made of. Its thread has it; in an upgrade, the main thread.
@@ -240,7 +241,7 @@ impl Mail {
                     // Who does not wait any more knows.
                     let _ = give.send(Err(anyhow!(STUCK)));
                 }
-                Ok(Order::Resize(request, client)) => client.answer(&self.resize(parts, &request)),
+                Ok(Order::Resize(request, client)) => client.answer(self.resize(parts, &request)),
                 // It serves already.
                 Ok(Order::Go(_)) => {}
                 Err(TryRecvError::Empty) => return None,

@@ -183,16 +183,18 @@ fn rig_with_region(context: &Context, format: u64) -> Result<(Rig<'_>, Inflight)
 
 fn get_inflight_fd(context: &Context) -> Seen {
     let mut session = context.negotiate(0, pf::INFLIGHT_SHMFD)?;
-    let inflight = Inflight::get(&mut session, 2)?;
+    // Two, if the device has as many.
+    let queues = if context.offer.queue_num == Some(1) { 1 } else { 2 };
+    let inflight = Inflight::get(&mut session, queues)?;
     let InflightDescription { len, offset, .. } = inflight.description;
-    let least = 2 * (16 + 16 * u64::from(SIZE));
+    let least = u64::from(queues) * (16 + 16 * u64::from(SIZE));
     expect(len >= least, &format!("{least} bytes at least"), || len.to_string())?;
     let size = inflight.file.metadata().map_err(|e| trouble("stat", e))?.len();
     expect(size >= offset + len, "a file as long as the region", || format!("{size} bytes"))?;
     let mut bytes = vec![0; len as usize];
     inflight.file.read_exact_at(&mut bytes, offset).map_err(|e| trouble("read a file", e))?;
     // The header may be filled in already; no descriptor is in flight.
-    let used: usize = (0..2).map(|q| inflight.count(q, split::STATE)).sum::<Result<_, _>>()?;
+    let used: usize = (0..queues.into()).map(|q| inflight.count(q, split::STATE)).sum::<Result<_, _>>()?;
     expect(used == 0, "nothing in flight", || format!("{used} descriptors are"))?;
     Ok(format!("{len} bytes"))
 }

@@ -250,6 +250,8 @@ pub struct UmlOptions {
     pub nics: Vec<PathBuf>,
     /// The vhost-user sockets of its disks: `vda` is the first.
     pub disks: Vec<PathBuf>,
+    /// The vhost-user sockets of other devices, each with its virtio device ID.
+    pub others: Vec<(PathBuf, u32)>,
     /// Its memory in MiB, all of it shared with the back-ends.
     pub memory: u32,
     /// Whether a reboot (also after a panic) ends the guest rather than booting again.
@@ -264,6 +266,7 @@ impl UmlOptions {
         Self {
             nics: nics.into_iter().map(Into::into).collect(),
             disks: Vec::new(),
+            others: Vec::new(),
             memory: 256,
             no_reboot: false,
             kernel_args: Vec::new(),
@@ -274,6 +277,12 @@ impl UmlOptions {
     pub fn with_disks<P: Into<PathBuf>>(disks: impl IntoIterator<Item = P>) -> Self {
         let disks = disks.into_iter().map(Into::into).collect();
         Self { disks, ..Self::new(Vec::<PathBuf>::new()) }
+    }
+
+    /// The same with other devices alone, each with its virtio device ID.
+    pub fn with_others<P: Into<PathBuf>>(others: impl IntoIterator<Item = (P, u32)>) -> Self {
+        let others = others.into_iter().map(|(socket, id)| (socket.into(), id)).collect();
+        Self { others, ..Self::new(Vec::<PathBuf>::new()) }
     }
 }
 
@@ -304,6 +313,9 @@ fn start_uml(mut uml: Command, name: &str, images: &Images, options: &UmlOptions
         for socket in sockets {
             uml.arg(format!("virtio_uml.device={}:{id}", socket.display()));
         }
+    }
+    for (socket, id) in &options.others {
+        uml.arg(format!("virtio_uml.device={}:{id}", socket.display()));
     }
     uml.args(&options.kernel_args);
     // Each process of the guest is one on the host, so only its group ends all of them.

@@ -105,6 +105,25 @@ impl Server {
         Self::start(command, dir, &names)
     }
 
+    /// Starts `program rng`, or another command with one device, on the socket [`Server::socket`]`("rng")`.
+    pub fn device(program: &Path, kind: &str, extra: &[&str]) -> Result<Self> {
+        let dir = tempfile::tempdir().context("make a directory for sockets")?;
+        let mut command = Command::new(program);
+        command.arg(kind).arg(format!("--socket-path={}", socket(dir.path(), kind).display())).args(extra);
+        Self::start(command, dir, &[kind])
+    }
+
+    /// The same with a device for each of these guests, on the socket [`Server::socket`]`(guest)`.
+    pub fn devices(program: &Path, kind: &str, guests: &[&str], extra: &[&str]) -> Result<Self> {
+        let dir = tempfile::tempdir().context("make a directory for sockets")?;
+        let mut command = Command::new(program);
+        command.arg(kind).args(extra);
+        for guest in guests {
+            command.arg(format!("--guest={guest}={}", socket(dir.path(), guest).display()));
+        }
+        Self::start(command, dir, guests)
+    }
+
     fn start(mut command: Command, dir: tempfile::TempDir, names: &[&str]) -> Result<Self> {
         if std::env::var_os("RINGWAY_LOG").is_none() {
             command.env("RINGWAY_LOG", "info");
@@ -249,7 +268,7 @@ fn socket(dir: &Path, port: &str) -> PathBuf {
 /// The counters that `ringway` printed, by port and name: `from`, `to` (frames), `from bytes`, `to bytes`,
 /// `copies`, `kicks`, `calls`, `syscalls`, `sessions`, `failed rings`, and every reason for a drop. Of a disk: `read`,
 /// `written` (requests), `read bytes`, `written bytes`, `flushes`, `ranges`, `other`, those from `kicks` on, and every reason
-/// for an error.
+/// for an error. Of other devices: what they are called in the line.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counters {
     ports: BTreeMap<String, BTreeMap<String, u64>>,
@@ -278,6 +297,14 @@ impl Counters {
                 line.strip_prefix("disk ").and_then(|l| l.split_once(": read "))
             {
                 let values = parse_disk(rest).with_context(|| format!("counters line {line:?}"))?;
+                counters.ports.insert(name.to_owned(), values);
+            } else if let Some((name, rest)) = parse_device(line) {
+                let values = rest.split(", ").map(|pair| {
+                    let (name, value) = pair.rsplit_once(' ')?;
+                    Some((name.to_owned(), value.parse().ok()?))
+                });
+                let values = values.collect::<Option<_>>();
+                let values = values.with_context(|| format!("counters line {line:?}"))?;
                 counters.ports.insert(name.to_owned(), values);
             }
         }
@@ -311,6 +338,12 @@ impl Counters {
         ];
         reasons.iter().map(|r| self.get(port, r)).sum()
     }
+}
+
+/// Takes name and counters out of the line of a device that is neither a port nor a disk.
+fn parse_device(line: &str) -> Option<(&str, &str)> {
+    let (kind, rest) = line.split_once(' ')?;
+    ["rng", "console", "balloon"].contains(&kind).then(|| rest.split_once(": "))?
 }
 
 /// Reads `process NEW has taken over from process OLD; rings paused for MS ms`.

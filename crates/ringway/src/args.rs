@@ -3,6 +3,7 @@
 mod blk;
 mod policy;
 mod port;
+mod simple;
 mod uplink;
 
 use std::ffi::{OsStr, OsString};
@@ -17,6 +18,7 @@ use serde_json::json;
 
 pub(crate) use self::blk::{Blk, DiskArg, DiskOptions, Resize, place};
 pub(crate) use self::port::{MirrorArg, PortArg};
+pub(crate) use self::simple::{Attach, Balloon, BalloonTarget, Console, ConsolePort, EndArg, GuestArg, Rng};
 pub(crate) use self::uplink::UplinkArg;
 
 /// Gives virtual machines their network and their disks over vhost-user sockets.
@@ -44,9 +46,13 @@ pub(crate) enum Command {
     Switch(Switch),
     Net(Net),
     Blk(Blk),
+    Rng(Rng),
+    Console(Console),
+    Balloon(Balloon),
     Upgrade(Upgrade),
     Capture(Capture),
     Resize(Resize),
+    BalloonTarget(BalloonTarget),
     Check(Check),
 }
 
@@ -326,30 +332,36 @@ impl FromStr for CaptureArg {
     }
 }
 
-/// The arguments, with the command that the program's name stands for: `ringway-blk` and `ringway-net` are what QEMU's
+/// The commands that are back-end programs by QEMU's conventions: what the name of a program without commands ends in, and
+/// what it can do (`docs/interop/vhost-user.json` of QEMU).
+fn back_ends() -> [(&'static str, serde_json::Value); 5] {
+    [
+        ("net", json!({ "type": "net" })),
+        ("blk", json!({ "type": "block", "features": ["read-only", "blk-file"] })),
+        ("rng", json!({ "type": "rng" })),
+        ("console", json!({ "type": "console" })),
+        ("balloon", json!({ "type": "balloon" })),
+    ]
+}
+
+/// The arguments, with the command that the program's name stands for: `ringway-blk` and the like are what QEMU's
 /// conventions call a back-end program, which has no commands.
 pub(crate) fn with_command(args: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut args: Vec<_> = args.into_iter().collect();
-    let name = args.first().and_then(|name| Path::new(name).file_name());
-    let command = match name.and_then(OsStr::to_str) {
-        Some("ringway-blk") => "blk",
-        Some("ringway-net") => "net",
-        _ => return args,
-    };
-    args.insert(1, command.into());
+    let name = args.first().and_then(|name| Path::new(name).file_name()).and_then(OsStr::to_str);
+    let named = name.and_then(|name| name.strip_prefix("ringway-"));
+    if let Some((command, _)) = back_ends().into_iter().find(|(command, _)| named == Some(command)) {
+        args.insert(1, command.into());
+    }
     args
 }
 
-/// What [`PRINT_CAPABILITIES`] prints for these arguments, of which the first is the program's name
-/// (`docs/interop/vhost-user.json` of QEMU).
+/// What [`PRINT_CAPABILITIES`] prints for these arguments, of which the first is the program's name.
 pub(crate) fn capabilities(args: impl IntoIterator<Item = OsString>) -> String {
     let command = args.into_iter().skip(1).find(|arg| !arg.as_encoded_bytes().starts_with(b"-"));
-    let capabilities = if command.is_some_and(|command| command == "blk") {
-        json!({ "type": "block", "features": ["read-only", "blk-file"] })
-    } else {
-        json!({ "type": "net" })
-    };
-    format!("{capabilities:#}\n")
+    let [net, others @ ..] = back_ends();
+    let found = others.into_iter().find(|(name, _)| command.as_ref().is_some_and(|command| command == name));
+    format!("{:#}\n", found.unwrap_or(net).1)
 }
 
 /// See [`Net::print_capabilities`].

@@ -1,20 +1,24 @@
-//! `ringway`: a vhost-user server that gives virtual machines their network and their disks.
+//! `ringway`: a vhost-user server that gives virtual machines their network, their disks and smaller devices.
 //!
-//! The program is thin: [`args`] is the command line, [`net`] turns it into ports and workers and [`blk`] into disks,
-//! [`serve`] is the main thread's loop for either, [`upgrade`] hands all of it to a newer program, [`capture`] has it copy
+//! The program is thin: [`args`] is the command line, [`net`] turns it into ports and workers and [`blk`] into disks;
+//! [`rng`], [`console`] and [`balloon`] are served by [`simple`]; [`serve`] is the main thread's loop for either, [`upgrade`] hands all of it to a newer program, [`capture`] has it copy
 //! frames to files, [`ask`] is how a command speaks to a running server, [`check`] examines other back-ends. What moves
 //! frames is the `net` crate, what moves blocks the `block` crate; what speaks to front-ends is `vhost`.
 
 mod args;
 mod ask;
+mod balloon;
 mod blk;
 mod capture;
 mod check;
+mod console;
 mod inherit;
 mod net;
 mod notify;
 mod place;
+mod rng;
 mod serve;
+mod simple;
 mod upgrade;
 
 use std::io::IsTerminal;
@@ -45,6 +49,10 @@ fn main() -> ExitCode {
         args::Command::Switch(args) => net::switch(&args),
         args::Command::Net(args) => net::net(&args),
         args::Command::Blk(args) => blk::blk(&args),
+        args::Command::Rng(args) => rng::rng(&args),
+        args::Command::Console(args) => console::console(&args),
+        args::Command::Balloon(args) => balloon::balloon(&args),
+        args::Command::BalloonTarget(args) => balloon::set_target(&args),
         args::Command::Capture(args) => capture::command::run(&args),
         args::Command::Resize(args) => blk::resize::run(&args),
         args::Command::Upgrade(args) => upgrade::command::run(args.pid),

@@ -60,6 +60,20 @@ fn ringway_passes() {
     assert_eq!(skipped, ["get-shared-object", "get-shmem-config"].map(str::to_owned).into());
 }
 
+/// So do entropy devices, consoles of one port and of several, and balloons.
+#[test]
+fn ringway_passes_with_small_devices() {
+    let ports: &[&str] = &["--port=a=pty", "--port=b=pty"];
+    for (kind, arguments) in
+        [("rng", &["--iommu"][..]), ("console", &ports[..1]), ("console", ports), ("balloon", &[])]
+    {
+        let server = Server::device(Path::new(PROGRAM), kind, arguments).expect("ringway starts");
+        let (status, report) = check_json(&server.socket(kind), &["--hostile"]);
+        fails_exactly(&report, &[]);
+        assert_eq!((status, &report["device"]), (0, &"generic".into()), "{kind}");
+    }
+}
+
 /// Disks of all kinds pass, with requests of every kind, and what was on them is there after.
 #[test]
 fn ringway_passes_with_a_disk() {

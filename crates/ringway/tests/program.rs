@@ -31,6 +31,9 @@ fn capabilities() {
         (&["blk", "--print-capabilities"], &block),
         (&["blk", "--blk-file=/nowhere/at/all", "--cache=what", "--print-capabilities", "--fd=3"], &block),
         (&["--print-capabilities", "blk"], &block),
+        (&["rng", "--print-capabilities", "--source=/nowhere/at/all"], &json!({ "type": "rng" })),
+        (&["console", "--print-capabilities"], &json!({ "type": "console" })),
+        (&["balloon", "--target=what", "--print-capabilities"], &json!({ "type": "balloon" })),
     ] {
         let (code, out, err) = run(args);
         assert_eq!((code, err.as_str()), (Some(0), ""), "{args:?}");
@@ -42,14 +45,24 @@ fn capabilities() {
 #[test]
 fn the_name_stands_for_a_command() {
     let directory = tempfile::tempdir().unwrap();
-    for (name, kind, says) in [("ringway-blk", "block", "--blk-file"), ("ringway-net", "net", "--fd")] {
+    for (name, kind, says) in [
+        ("ringway-blk", "block", "--blk-file"),
+        ("ringway-net", "net", "--fd"),
+        ("ringway-rng", "rng", "--socket-path"),
+        ("ringway-console", "console", "--port"),
+        ("ringway-balloon", "balloon", "--socket-path"),
+    ] {
         let link = directory.path().join(name);
         std::os::unix::fs::symlink(PROGRAM, &link).unwrap();
         let output = |arg: &str| Command::new(&link).arg(arg).output().unwrap();
         let printed: serde_json::Value =
             serde_json::from_slice(&output("--print-capabilities").stdout).unwrap();
         assert_eq!(printed["type"], kind);
-        let refused = output(if kind == "block" { "--socket-path=/tmp/s" } else { "--mtu=1500" });
+        let refused = output(match kind {
+            "block" | "console" => "--socket-path=/tmp/s",
+            "net" => "--mtu=1500",
+            _ => "--client",
+        });
         assert!(!refused.status.success());
         let told = String::from_utf8_lossy(&refused.stderr).into_owned();
         assert!(told.contains(says), "{told}");
@@ -74,6 +87,22 @@ fn errors_are_early_and_say_what_to_do() {
         (&["switch", "--port=a=/nowhere/a", "--pin=2-1"], "2,4-7"),
         (&["switch", "--port=a=/nowhere/a", "--workers=0"], "from 1 to 64"),
         (&["blk"], "--socket-path"),
+        (&["rng"], "--socket-path"),
+        (&["rng", "--socket-path=/tmp/s", "--source=/dev/zero"], "/dev/zero: it repeats itself"),
+        (&["rng", "--socket-path=/tmp/s", "--source=/etc/passwd"], "not random twice"),
+        (&["rng", "--guest=a=/nowhere/a", "--guest=a=/nowhere/b"], "guest a: the name is given twice"),
+        (&["console", "--socket-path=/tmp/s"], "--port=NAME=pty"),
+        (
+            &["console", "--socket-path=/tmp/s", "--port=a=file:/nowhere/log"],
+            "port a: cannot write to /nowhere/log",
+        ),
+        (
+            &["console", "--socket-path=/tmp/s", "--port=a=pty", "--port=a=stdio"],
+            "port a: the name is given twice",
+        ),
+        (&["console", "--socket-path=/tmp/s", "--port=a=pty:/etc/passwd"], "/etc/passwd is there already"),
+        (&["balloon", "--socket-path=/tmp/s", "--target=1.5G"], "1.5G"),
+        (&["balloon-target", "--pid=1"], "process 1 is no server that has balloons"),
         (&["blk", "--socket-path=/tmp/s"], "--blk-file"),
         (&["blk", "--socket-path=/nowhere/s", "--blk-file=null:1M"], "/nowhere/s"),
         (&["blk", "--socket-path=/tmp/s", "--blk-file=/nowhere/img"], "/nowhere/img"),

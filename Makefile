@@ -43,6 +43,8 @@ model:
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	cd '$(CURDIR)/guests/bare' && $(CARGO) fmt --check && \
+		$(CARGO) clippy --release --locked --target-dir ../../target/bare -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --quiet
 	$(CARGO) xtask conformance --check
 

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod bare;
 pub mod disk;
 pub mod dpdk;
 pub mod driver;

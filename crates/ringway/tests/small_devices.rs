@@ -156,8 +156,10 @@ fn a_guest_has_a_console() {
     // Nobody is there, and nobody is waited for.
     guest.run("seq 1 2000 >/dev/hvc0", SOON).unwrap();
     assert!(server.counters().unwrap().get("console", "dropped") >= 2000);
-    // Its line discipline is the usual one again when the last program closes it.
-    guest.start_background("stty raw -echo </dev/hvc0; sleep 1000 </dev/hvc0", "/tmp/holder").unwrap();
+    // When the last program closes it, its line discipline is the usual one again, and what was typed is gone.
+    let hold = "exec 3<>/dev/hvc0; stty raw -echo <&3; echo ready; sleep 1000";
+    guest.start_background(hold, "/tmp/holder").unwrap();
+    guest.run("until grep -q ready /tmp/holder; do usleep 20000; done", SOON).unwrap();
     for (round, (rows, cols)) in [("first", (50, 132)), ("second", (40, 100)), ("upgraded", (30, 90))] {
         let mut terminal = terminal(&link);
         let size = Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };

@@ -167,11 +167,25 @@ fn numbered(to: Mac, from: Mac, number: u32, len: usize) -> Vec<u8> {
     ethernet(to, from, EXPERIMENT, &payload)
 }
 
+/// Sends until something arrives: what is between two cards may take a moment to know them. Then nothing is on its way.
+fn meet<T: Transport>(from: &mut Card<T>, to: &mut Card<T>) -> Result<()> {
+    let (source, target) = (from.net.mac(), to.net.mac());
+    for _ in 0..200 {
+        from.send(&numbered(target, source, u32::MAX, 60))?;
+        if to.receive(QUIET)?.is_some() {
+            while to.receive(QUIET)?.is_some() {}
+            return Ok(());
+        }
+    }
+    fail!("nothing arrives")
+}
+
 /// Frames of many sizes, in bursts, from one card to the next.
 fn wire<S: Slot>(slots: &[S], first: usize, variant: Variant, without: u64) -> Result<()> {
     let (mut from, mut to) =
         (open(slots, first, variant, without)?, open(slots, first + 1, variant, without)?);
     let (source, target) = (from.net.mac(), to.net.mac());
+    meet(&mut from, &mut to)?;
     let mut random = Random::new(3);
     let mut number = 0;
     while number < 1000 {
@@ -196,6 +210,7 @@ fn wire<S: Slot>(slots: &[S], first: usize, variant: Variant, without: u64) -> R
 fn interrupts<S: Slot>(slots: &[S], first: usize, variant: Variant) -> Result<()> {
     let (mut from, mut to) = (open(slots, first, variant, 0)?, open(slots, first + 1, variant, 0)?);
     let (source, target) = (from.net.mac(), to.net.mac());
+    meet(&mut from, &mut to)?;
     let queues = to.interrupts.queues;
     for number in 0..10 {
         ensure!(!to.net.pair(0).rx.arm(), "a frame is there that was not sent");

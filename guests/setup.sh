@@ -75,6 +75,9 @@ missing_packages() {
     has tshark || echo tshark
     has fio || echo fio
     has mkfs.ext4 && has e2fsck && has resize2fs || echo e2fsprogs
+    # To take a kernel out of its image.
+    has xz || echo xz-utils
+    has zstd || echo zstd
     # For the guests' fio.
     has cc || echo gcc libc6-dev
     has make || echo make

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! All of it is done in the main thread, when something has happened and never by looking for it. A kind of device is a
-//! [`Service`]: a model of `ringway_device`, and what is behind it. What vhost-user wants of every device is [`Host`], and
+//! [`Service`]: a model of `ringway_device`, and what is behind it. What vhost-user wants of every device is [`Host`](host::Host), and
 //! what the program wants of every server is [`Server`]; neither knows what kind it is.
 
 mod host;

@@ -1,4 +1,4 @@
-//! Simple devices as they run, for [`serve`](crate::serve).
+//! Simple devices as they run, for [`serve`].
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};

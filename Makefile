@@ -45,6 +45,8 @@ lint:
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	cd '$(CURDIR)/guests/bare' && $(CARGO) fmt --check && \
 		$(CARGO) clippy --release --locked --target-dir ../../target/bare -- -D warnings
+	cd '$(CURDIR)/guests/peer' && $(CARGO) fmt --check && \
+		$(CARGO) clippy --release --locked --target-dir ../../target/peer -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --quiet
 	$(CARGO) xtask conformance --check
 

@@ -55,6 +55,31 @@ fn frames_come_whole_and_in_order() {
     }
 }
 
+/// Whoever stops asking in the middle of a burst does not sleep on what the queue has given already; a part of a frame is
+/// nothing to wake for.
+#[test]
+fn a_receiver_does_not_sleep_on_what_it_holds() {
+    for rings in RINGS {
+        let mut lab = Bench::new(rings | F_MRG_RXBUF).options(|options| options.buffer_len = 200).up();
+        for len in [60, 61, 62] {
+            lab.give_merged(&frame(len));
+        }
+        for len in [60, 61, 62] {
+            let rx = &mut lab.net.pair(0).rx;
+            assert!(rx.has_work() && rx.arm(), "frame {len}");
+            let received = rx.next().unwrap().expect("a frame");
+            assert_eq!(received.frame.len(), len);
+            rx.recycle(received.frame);
+        }
+        let half = with_header(Header { num_buffers: 2.into(), ..Header::default() }, &frame(300));
+        lab.fill(0, &half[..192], &[192]);
+        let rx = &mut lab.net.pair(0).rx;
+        assert!(rx.arm(), "it has to be looked at");
+        assert!(rx.next().unwrap().is_none());
+        assert!(!rx.has_work() && !rx.arm());
+    }
+}
+
 /// The rest of a frame may come later.
 #[test]
 fn a_frame_is_waited_for_until_it_is_whole() {

@@ -92,9 +92,9 @@ pub(crate) fn find() -> Vec<PciSlot> {
         .collect()
 }
 
-/// Registers in a BAR, which are mapped where they are.
-fn map(range: &BarRange) -> Option<MappedRegisters> {
-    let address = range.address().filter(|_| range.space == Space::Memory)?;
+/// Registers in a BAR, which are mapped where they are. `sizes` are the BARs'.
+fn map(range: &BarRange, sizes: &[u64; 6]) -> Option<MappedRegisters> {
+    let address = range.address().filter(|_| range.space == Space::Memory && range.is_inside(sizes))?;
     let base = NonNull::new(ptr::with_exposed_provenance_mut(usize::try_from(address).ok()?))?;
     // SAFETY: the firmware gave the function this address; one driver at a time opens a slot.
     Some(unsafe { MappedRegisters::new(base, range.len as usize) })
@@ -116,7 +116,8 @@ impl Slot for PciSlot {
     }
 
     fn open(&self) -> Result<Self::Transport> {
-        let mut pci = Pci::new(self.function, map)?;
+        let sizes = pci::bar_sizes(&self.function);
+        let mut pci = Pci::new(self.function, |range| map(range, &sizes))?;
         ensure!(pci.vectors() >= 2, "the device has {} vectors", pci.vectors());
         let vectors = [self.config, self.queues[0], self.queues[1]];
         for (entry, vector) in (0..pci.vectors()).zip(vectors) {

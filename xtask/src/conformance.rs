@@ -141,7 +141,7 @@ mod tests {
         DEV-SPLIT-a-01\tdevice\tsplit\tMUST\tRings / A\n\
         DRV-SPLIT-a-01\tdriver\tsplit\tSHOULD NOT\tRings / A\n\
         DRV-SPLIT-a-02\tdriver\tsplit\tMAY\tRings / A\n\
-        DRV-NET-b-01\tdriver\tnet\tMUST NOT\tNet / B\n";
+        DRV-VSOCK-b-01\tdriver\tvsock\tMUST NOT\tSocket / B\n";
     const PROOF: [&str; 3] = ["/// [DEV-SPLIT-a-01] Shows it.", "#[test]", "fn a_is_so() {}"];
 
     /// A repository with these exceptions, and this source as a test.

@@ -20,6 +20,9 @@ use serde::Serialize;
 
 /// Frames of a burst.
 const BURST: usize = 32;
+/// Pauses of the processor before it looks again at a ring that had nothing: each look takes a line of it from the back-end,
+/// which is about to write there.
+const PAUSES: usize = 16;
 /// Rounds between two looks at the clock.
 const ROUNDS: usize = 64;
 
@@ -146,7 +149,7 @@ impl Driver {
                 if sent + received > 0 {
                     self.counted.busy += 1;
                 } else {
-                    std::hint::spin_loop();
+                    (0..PAUSES).for_each(|_| std::hint::spin_loop());
                 }
             }
         }

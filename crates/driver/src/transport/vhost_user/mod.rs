@@ -46,6 +46,15 @@ const PROTOCOL_FEATURES: u64 = pf::MQ
     | pf::RESET_DEVICE
     | pf::CONFIGURE_MEM_SLOTS
     | pf::STATUS;
+/// Features of a network device that a driver finds in the configuration.
+const NET_FIELDS: u64 = net::F_MAC
+    | net::F_STATUS
+    | net::F_MTU
+    | net::F_MQ
+    | net::F_RSS
+    | net::F_HASH_REPORT
+    | net::F_SPEED_DUPLEX
+    | net::F_GUEST_ANNOUNCE;
 /// The most requests of the back-end that are looked at in one go.
 const MAX_REQUESTS: usize = 64;
 /// Of any ring (2.7, 2.8): no message says what a back-end can do.
@@ -223,7 +232,12 @@ impl Transport for VhostUser {
 
     fn offered(&mut self) -> Result<u64, TransportError> {
         // That a back-end can work behind an IOMMU is for the front-end to know, which has none.
-        Ok(self.frontend.offered() & !ACCESS_PLATFORM)
+        let mut offered = self.frontend.offered() & !ACCESS_PLATFORM;
+        if self.device_id == net::DEVICE_ID && self.frontend.protocol_features() & pf::CONFIG == 0 {
+            // A hypervisor makes the configuration up, beside a back-end that has none; here nobody does.
+            offered &= !NET_FIELDS;
+        }
+        Ok(offered)
     }
 
     fn accept(&mut self, features: u64) -> Result<(), TransportError> {

@@ -15,11 +15,16 @@ use crate::load::{Driver, Load};
 
 /// Rings and slots of headers, beside the data.
 const RINGS: usize = 16 << 20;
+/// Requests that are shown to the device at once. Of whole bursts the driver and the device would take turns, and each wait for
+/// the other.
+const SHARE: usize = 4;
 
 pub(crate) struct Ours {
     disk: Blk<VhostUser>,
     /// The buffers of slots that have no request in flight.
     buffers: Vec<Vec<Option<SharedBuf>>>,
+    /// Requests of each queue that the device does not see yet.
+    unseen: Vec<usize>,
     load: Load,
 }
 
@@ -45,7 +50,7 @@ impl Driver for Ours {
             Ok(buffers.into_iter().map(Some).collect())
         };
         let buffers = (0..load.queues).map(|_| fill()).collect::<Result<_>>()?;
-        Ok(Self { disk, buffers, load: load.clone() })
+        Ok(Self { disk, buffers, unseen: vec![0; load.queues], load: load.clone() })
     }
 
     fn capacity(&self) -> Result<u64> {
@@ -70,10 +75,13 @@ impl Driver for Ours {
         let operation =
             if write { Operation::Write { sector, len } } else { Operation::Read { sector, len } };
         let submitted = self.disk.submit(queue as u16, operation, Some(buffer), slot as u64);
-        Ok(submitted.map_err(|refused| refused.error)?)
+        submitted.map_err(|refused| refused.error)?;
+        self.unseen[queue] += 1;
+        if self.unseen[queue] == SHARE { self.publish(queue) } else { Ok(()) }
     }
 
     fn publish(&mut self, queue: usize) -> Result<()> {
+        self.unseen[queue] = 0;
         self.disk.publish(queue as u16);
         Ok(())
     }

@@ -287,7 +287,8 @@ impl<T: Transport> Blk<T> {
         queue.add(&plan, self.properties.max_segment, buffer, token)
     }
 
-    /// Shows the device what was submitted, and kicks it if it asked for that.
+    /// Shows the device what was submitted, and kicks it if it asked for that. A driver that has much to ask publishes a few
+    /// requests at a time, so that the device works on these while the next are made.
     #[inline]
     pub fn publish(&mut self, queue: u16) {
         if let Some(queue) = self.queues.get_mut(usize::from(queue)) {

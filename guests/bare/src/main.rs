@@ -28,6 +28,8 @@ extern crate alloc;
 
 mod boot;
 mod bus;
+#[path = "../../bytes.rs"]
+mod bytes;
 mod checks;
 mod failure;
 mod interrupts;

@@ -14,6 +14,8 @@
 #![no_main]
 
 mod boot;
+#[path = "../../bytes.rs"]
+mod bytes;
 mod hal;
 
 use core::arch::asm;

@@ -90,6 +90,16 @@ impl Bare {
         &self,
         command_line: &str,
         limit: Duration,
+        answer: impl FnMut(&mut Monitor, &str) -> Result<()>,
+    ) -> Result<Report> {
+        let said = || std::fs::read_to_string(self.errors()).unwrap_or_default();
+        self.converse(command_line, limit, answer).with_context(|| format!("QEMU itself said: {:?}", said()))
+    }
+
+    fn converse(
+        &self,
+        command_line: &str,
+        limit: Duration,
         mut answer: impl FnMut(&mut Monitor, &str) -> Result<()>,
     ) -> Result<Report> {
         let deadline = Instant::now() + limit;
@@ -123,8 +133,14 @@ impl Bare {
         Ok(report)
     }
 
+    /// Where QEMU's own messages go: a character of the serial line at a time is written, and they would come between.
+    fn errors(&self) -> PathBuf {
+        self.dir.path().join("errors")
+    }
+
     fn command(&self, monitor: &Path, command_line: &str) -> Result<Command> {
-        let mut qemu = Command::new(find_program(QEMU)?);
+        let mut qemu = Command::new("sh");
+        qemu.args(["-c", "exec \"$@\" 2>\"$0\""]).arg(self.errors()).arg(find_program(QEMU)?);
         let machine: &[&str] = match self.machine {
             Machine::Q35 => &["-machine", "q35"],
             // Without ACPI the command line says where the devices are.

@@ -13,6 +13,7 @@
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use ringway_memory::{FrontendVa, Gpa, MemoryError, MemoryTable, Region, SharedBuf};
 use ringway_queue::{Areas, DriverConfig, DriverQueue, IndirectTables, ResumeState};
@@ -82,7 +83,7 @@ impl Default for QueueOptions {
 /// A device that is set up, or being set up. Dropped, it is reset.
 ///
 /// It keeps all memory that the device was told of until the device has been reset; if that fails, the memory is never
-/// given back.
+/// given back. A queue that is dropped after its device frees what it had lent; one that is dropped before never does.
 pub struct Device<T: Transport> {
     /// There until the device is stopped.
     transport: Option<T>,
@@ -90,6 +91,8 @@ pub struct Device<T: Transport> {
     features: u64,
     /// What the device was told of: rings, by their queue, and buffers.
     memory: Vec<(Option<u16>, Region)>,
+    /// For queues: the device has been reset, and touches nothing of theirs any more.
+    is_reset: Arc<AtomicBool>,
 }
 
 /// A device that was reset, and has forgotten all it was told.
@@ -120,7 +123,8 @@ impl<T: Transport> Device<T> {
         if found != wanted.id {
             return Err(Error::WrongDevice { found, wanted: wanted.id });
         }
-        let mut device = Self { transport: Some(transport), platform, features: 0, memory: Vec::new() };
+        let (memory, is_reset) = (Vec::new(), Arc::default());
+        let mut device = Self { transport: Some(transport), platform, features: 0, memory, is_reset };
         match device.initialize(wanted, set_up) {
             Ok(result) => Ok((device, result)),
             Err(error) => {
@@ -159,7 +163,7 @@ impl<T: Transport> Device<T> {
 
     /// Leaves the device to whoever looks at it: reset, so that it has forgotten our memory, and marked.
     fn give_up(mut self) {
-        let is_reset = self.reset().is_ok();
+        let is_reset = self.end().is_ok();
         if let Some(mut transport) = self.transport.take() {
             // What went wrong is the caller's to be told; there may be no way to the device any more.
             let _ = transport.set_status(DeviceStatus::FAILED);
@@ -172,6 +176,13 @@ impl<T: Transport> Device<T> {
     /// Never gives the memory back: the device may still write to it.
     fn forget_memory(&mut self) {
         core::mem::forget(core::mem::take(&mut self.memory));
+    }
+
+    /// Resets the device for good: what its queues had lent is free.
+    fn end(&mut self) -> Result<(), Error> {
+        self.reset()?;
+        self.is_reset.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// Resets the device, and waits until it has (2.4.2).
@@ -328,7 +339,9 @@ impl<T: Transport> Device<T> {
         });
         let start = ResumeState::start(features);
         let tables = tables.transpose()?;
-        let queue = DriverQueue::new(DriverConfig { size, features, areas, start, max_chain: size, tables })?;
+        let config = DriverConfig { size, features, areas, start, max_chain: size, tables };
+        let mut queue = DriverQueue::new(config)?;
+        queue.free_after(Arc::clone(&self.is_reset));
         let setup = QueueSetup {
             size,
             features,
@@ -388,7 +401,7 @@ impl<T: Transport> Device<T> {
     /// # Panics
     /// Never.
     pub fn stop(mut self) -> Result<Stopped<T>, Error> {
-        self.reset()?;
+        self.end()?;
         let transport = self.transport.take().expect("a device that was not stopped has a transport");
         Ok(Stopped { transport })
     }
@@ -396,7 +409,7 @@ impl<T: Transport> Device<T> {
 
 impl<T: Transport> Drop for Device<T> {
     fn drop(&mut self) {
-        if self.transport.is_some() && self.reset().is_err() {
+        if self.transport.is_some() && self.end().is_err() {
             self.forget_memory();
         }
     }

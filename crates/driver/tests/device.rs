@@ -196,16 +196,18 @@ fn a_configuration_that_changes_is_read_again() {
         .unwrap();
     assert_eq!((wide, bytes), (0x100f_0e0d_0c0b_0a09, [1, 2, 3, 4, 5, 6]));
     assert_eq!(times, 3, "generations were 1/2, 3/4, 4/4");
-    // A read that failed while the configuration changed says nothing either.
-    fake.state().restless = 1;
-    let mut is_first = true;
-    let result = device.config(|config| {
-        if std::mem::take(&mut is_first) {
-            return Err(Error::BadConfig { what: "half" });
-        }
-        config.u16(2)
-    });
-    assert!(matches!(result, Err(Error::BadConfig { .. })), "the generation had settled");
+    // A read that failed while the configuration changed says nothing; one that failed while it stood still does.
+    for (restless, is_over) in [(2, true), (0, false)] {
+        fake.state().restless = restless;
+        let mut is_first = true;
+        let result = device.config(|config| {
+            if std::mem::take(&mut is_first) {
+                return Err(Error::BadConfig { what: "half" });
+            }
+            config.u16(2)
+        });
+        assert_eq!(result.is_ok(), is_over, "{result:?}");
+    }
 }
 
 #[test]
@@ -444,6 +446,30 @@ fn a_dropped_device_is_reset() {
     assert_eq!(fake.take_log(), [], "the queue's memory is the device's as long as that is live");
     drop(device);
     assert_eq!(fake.take_log(), [Event::Reset, Event::ReadStatus]);
+}
+
+/// What a queue has lent is freed with it once the device was reset, and never while the device may write to it.
+#[test]
+fn what_was_lent_is_freed_after_a_reset() {
+    for (device_first, resets, left) in [(true, true, 1), (false, true, 2), (true, false, 2)] {
+        let platform = TestPlatform::new();
+        let (fake, transport) = Fake::new(&platform, ID, A, 1);
+        let (mut device, mut queue) =
+            set_up(&platform, transport, &WANTED, |device| device.queue(0, QueueOptions::default())).unwrap();
+        let buffer = device.buffers(1, 64).unwrap().remove(0);
+        let lent = Arc::new(buffer);
+        assert!(queue.add(&[], &[(&*lent).into()], Arc::clone(&lent)).is_ok());
+        queue.publish();
+        fake.state().reset_takes = if resets { 0 } else { u32::MAX };
+        if device_first {
+            drop(device);
+            drop(queue);
+        } else {
+            drop(queue);
+            drop(device);
+        }
+        assert_eq!(Arc::strong_count(&lent), left, "{device_first} {resets}");
+    }
 }
 
 #[test]

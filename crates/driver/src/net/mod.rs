@@ -199,8 +199,9 @@ pub struct Change {
     pub announce: bool,
 }
 
-/// A network device. Dropped, it is reset; only [stopping](Net::stop) it gives the buffers back that it has then.
+/// A network device. Dropped, it is reset.
 pub struct Net<T: Transport> {
+    // The device goes first: it is reset before what it may write to is freed.
     device: Device<T>,
     control: Option<Control<T::Notifier>>,
     pairs: Vec<Pair<T::Notifier>>,

@@ -19,7 +19,9 @@
 mod packed;
 mod split;
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use ringway_memory::{Gpa, SharedBuf};
 use ringway_spec::feature;
@@ -238,7 +240,7 @@ enum Ring {
 /// A live virtqueue, seen from the driver.
 ///
 /// Dropped with chains in flight, it never frees their owners: the device may still write to their buffers.
-/// [`DriverQueue::reset`] gets them back once the device does not.
+/// [`DriverQueue::reset`] gets them back once the device does not, and [`DriverQueue::free_after`] frees them.
 pub struct DriverQueue<T> {
     ring: Ring,
     max_chain: u16,
@@ -246,6 +248,7 @@ pub struct DriverQueue<T> {
     owners: Vec<Option<T>>,
     in_flight: u16,
     failed: Option<DriverError>,
+    is_reset: Option<Arc<AtomicBool>>,
 }
 
 impl<T> DriverQueue<T> {
@@ -277,7 +280,7 @@ impl<T> DriverQueue<T> {
             }
         };
         let owners = core::iter::repeat_with(|| None).take(size.into()).collect();
-        Ok(Self { ring, max_chain: max_chain.min(size), owners, in_flight: 0, failed: None })
+        Ok(Self { ring, max_chain: max_chain.min(size), owners, in_flight: 0, failed: None, is_reset: None })
     }
 
     /// Number of descriptors.
@@ -413,6 +416,12 @@ impl<T> DriverQueue<T> {
         }
     }
 
+    /// Dropped after `is_reset` was set, the queue frees the owners of the chains in flight. Whoever resets the device sets it,
+    /// once the device has done so.
+    pub fn free_after(&mut self, is_reset: Arc<AtomicBool>) {
+        self.is_reset = Some(is_reset);
+    }
+
     /// Ends the queue, and returns the owners of the chains in flight: if `is_reset` says, having asked the device,
     /// that it has reset itself or this queue, and so touches nothing of it any more (2.6.1.2, 3.3.1).
     ///
@@ -426,6 +435,9 @@ impl<T> DriverQueue<T> {
 
 impl<T> Drop for DriverQueue<T> {
     fn drop(&mut self) {
+        if self.is_reset.as_ref().is_some_and(|is_reset| is_reset.load(Ordering::Acquire)) {
+            return;
+        }
         self.owners.iter_mut().filter_map(Option::take).for_each(core::mem::forget);
     }
 }
